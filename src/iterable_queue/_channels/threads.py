@@ -1,0 +1,132 @@
+"""The channel for threads of one process: any in-process queue of the standard library's kind.
+
+Items are handed over as they are. The queue underneath is only ever called with the ledger's lock
+held, so its own locking is passed by where that can be done (`queue.Queue` and what derives from
+it have documented hooks for that): it is Python code in which a signal handler that raises can
+leave a lock held.
+
+An item leaves the queue underneath in one C call that stores it in `stash` as well. It stays
+there until the ledger counts it as taken, so an interrupt between the two loses nothing.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+from functools import partial
+from heapq import heapify, heappop
+from itertools import repeat, starmap
+from typing import TYPE_CHECKING, Any
+
+from iterable_queue._ledger import EMPTY, TAKEN
+
+if TYPE_CHECKING:
+    from iterable_queue._runtime import Cells
+
+
+class ThreadChannel:
+    """Items on *queue*, whose `head` is the ledger's."""
+
+    __slots__ = ("_at", "_head", "_pull", "_put", "_queue", "_size", "stash")
+
+    def __init__(self, head: Cells, queue: Any) -> None:
+        self.stash: list[Any] = []
+        self._head = head
+        self._queue = queue
+        self._at = -1
+        """The value of TAKEN for which `stash` was filled: at any other, it has been taken."""
+        self._put: Callable[[Any], object]
+        self._size: Callable[[], int]
+        take: Callable[[], Any]
+        self._put, take, self._size = _calls(queue)
+        # `map` and `starmap` are C: no signal handler runs between take and stash.
+        self._pull: Callable[[], object] = map(
+            self.stash.append, starmap(take, repeat(()))
+        ).__next__
+
+    def append(self, payload: Any, producer: int) -> None:
+        try:
+            self._put(payload)
+        except Exception:
+            self._take_back(payload)
+            raise
+
+    def _take_back(self, payload: Any) -> None:
+        """A heap whose items can't be compared keeps the one that it has just refused."""
+        items = getattr(self._queue, "queue", None)
+        if isinstance(items, list):
+            kept = [item for item in items if item is not payload]
+            if len(kept) == len(items) - 1:
+                items[:] = kept
+                if isinstance(self._queue, queue.PriorityQueue):
+                    heapify(items)
+
+    def peek(self) -> Any:
+        stash = self.stash
+        taken = self._head[TAKEN]
+        if self._at != taken:
+            stash[:] = ()
+            self._at = taken
+        if not stash:
+            if not self._size():
+                return EMPTY
+            self._pull()
+        return stash[0]
+
+    def unwrap(self, payload: Any) -> tuple[Any, int]:
+        return payload, 0
+
+    def reconcile(self) -> int | None:
+        return self._size() + (len(self.stash) if self._at == self._head[TAKEN] else 0)
+
+    def clear(self) -> None:
+        self.stash[:] = ()
+        while self._size():
+            self._pull()
+            self.stash[:] = ()
+
+
+def _calls(q: Any) -> tuple[Callable[[Any], object], Callable[[], Any], Callable[[], int]]:
+    """How to put one item, to take one (of at least one), and to count, without other locks."""
+    if isinstance(q, queue.SimpleQueue):
+        return q.put, q.get_nowait, q.qsize
+    if isinstance(q, queue.Queue):
+        take: Callable[[], Any] = q._get
+        size: Callable[[], int] = q._qsize
+        base = type(q)
+        # The standard library's own three, straight to their containers' C methods.
+        if base._get is queue.Queue._get:
+            take = q.queue.popleft
+        elif base._get is queue.LifoQueue._get:
+            take = q.queue.pop
+        elif base._get is queue.PriorityQueue._get:
+            take = partial(heappop, q.queue)
+        if base._qsize in (queue.Queue._qsize, queue.LifoQueue._qsize, queue.PriorityQueue._qsize):
+            size = q.queue.__len__
+        put: Callable[[Any], object] = q._put
+        if base._put is queue.Queue._put:
+            put = q.queue.append
+        return put, take, size
+    counted = _Counted(q)
+    return counted.put, counted.take, counted.size
+
+
+class _Counted:
+    """Some other queue, which need not be able to say how much it holds."""
+
+    def __init__(self, q: Any) -> None:
+        self._q = q
+        qsize = getattr(q, "qsize", None)
+        self._n = qsize() if callable(qsize) else 0
+
+    def put(self, item: Any) -> None:
+        self._q.put(item)
+        self._n += 1
+
+    def take(self) -> Any:
+        item = self._q.get(False)
+        self._n -= 1
+        return item
+
+    def size(self) -> int:
+        return int(self._n)

@@ -1,0 +1,318 @@
+"""What all endpoints of one queue share in one process: the ledger, its lock, and waiting.
+
+`Core` is all that threads need. What processes need beside it (attaching, liveness, forks,
+pickling) is in `_shared.SharedCore`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+from weakref import WeakSet
+
+from iterable_queue import _forks
+from iterable_queue import _ledger as ledger_
+from iterable_queue._errors import EndpointElsewhere, ProducerFailed
+from iterable_queue._ledger import (
+    CONSUMER,
+    FORKED,
+    KIND_NAMES,
+    PROCESS,
+    PRODUCER,
+    QUEUE,
+    SENT,
+    STARTED,
+    USED,
+    WORKER,
+    Ledger,
+    SlotView,
+)
+from iterable_queue._runtime import SLICE_S, Condition, is_lock_busy
+
+if TYPE_CHECKING:
+    from iterable_queue._endpoints import Endpoint
+    from iterable_queue._runtime import Runtime
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_PACKAGE: Final = __name__.partition(".")[0]
+
+
+def user_line() -> str:
+    """The line of user code that called into this package, as `file:line`."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        name = frame.f_globals.get("__name__", "")
+        if name.partition(".")[0] != _PACKAGE or name.startswith(f"{_PACKAGE}.testing"):
+            break
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def deadline_of(block: bool, timeout: float | None) -> float | None:
+    """The moment until which a call may wait, on `time.monotonic`; None: for ever."""
+    if not block:
+        return 0.0
+    if timeout is None:
+        return None
+    if not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r}")
+    if not timeout >= 0:
+        raise ValueError(f"timeout must be 0 or more seconds, not {timeout!r}")
+    return time.monotonic() + timeout
+
+
+class Core:
+    """One queue, as seen from one process.
+
+    Attributes:
+        runtime: lock, conditions, clock, cells.
+        ledger: the state machine over them.
+        dumps, loads: how items cross to other processes; None: they are handed over as they are.
+        elsewhere: True in a forked child in which nothing here may be used any more.
+        endpoints: those of this process that are referred to, for a fork to find.
+    """
+
+    dumps: Callable[[Any], bytes] | None = None
+    loads: Callable[[Any], Any] | None = None
+    queue_slot = 2
+    """The slot of the queue itself: the second to be opened, after that of its maker's process."""
+
+    def __init__(self, runtime: Runtime, ledger: Ledger) -> None:
+        self.runtime = runtime
+        self.ledger = ledger
+        self.elsewhere = False
+        self.endpoints: WeakSet[Endpoint] = WeakSet()
+        self._pid = os.getpid()
+        self._dropped: deque[tuple[int, int]] = deque()
+        _forks.track(self)
+
+    # -- the lock --------------------------------------------------------------------------------
+
+    def transact(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """`call(*args)` as one transition, waiting for the lock as long as its holder lives."""
+        while True:
+            try:
+                with self.runtime.lock:
+                    self._bury_dropped()
+                    return self.ledger.transact(call, *args, **kwargs)
+            except KeyError as error:
+                self.lock_was_busy(error)
+
+    def lock_was_busy(self, error: KeyError) -> None:
+        """Returns if the lock is worth waiting for; *error* came out of `with lock`."""
+        if not is_lock_busy(error):
+            raise error
+
+    def look(self) -> None:
+        """What a sleeper does after a slice: see who has died, and repair missed wake-ups."""
+        self.transact(self.ledger.settle)
+
+    def qsize(self) -> int:
+        """Items put and not taken. Without the lock where that is exact all the same."""
+        head = self.ledger.head
+        for _ in range(3):
+            before = head[ledger_.PUT], head[ledger_.RETURNED], head[ledger_.DROPPED]
+            taken = head[ledger_.TAKEN]
+            if before == (head[ledger_.PUT], head[ledger_.RETURNED], head[ledger_.DROPPED]):
+                # Nothing was put while TAKEN was read, so this was the number at that moment.
+                return before[0] + before[1] - before[2] - taken
+        return self.transact(self.ledger.queued)
+
+    # -- waiting ---------------------------------------------------------------------------------
+
+    def wait(
+        self,
+        attempt: Callable[[], bool],
+        condition: Condition,
+        deadline: float | None,
+        endpoint: Endpoint | None = None,
+    ) -> bool:
+        """Call *attempt* with the lock held until it returns True or raises.
+
+        False: the deadline passed first. Between attempts the caller sleeps on *condition*, in
+        slices, without the lock. One deadline serves for all of it, the lock's own wait included.
+        """
+        announced = False
+        blocked = False
+        waits = deadline != 0.0
+        try:
+            while True:
+                try:
+                    lock = self.runtime.lock
+                    if deadline is not None:
+                        left = deadline - time.monotonic() if waits else SLICE_S
+                        lock = self.runtime.lock_within(max(left, 0.001))
+                    with lock:
+                        if attempt():
+                            return True
+                        if waits and not announced:
+                            condition.announce()
+                            announced = True
+                except KeyError as error:
+                    self.lock_was_busy(error)
+                    if deadline is not None and time.monotonic() >= deadline:
+                        return False
+                    continue
+                if not waits:
+                    self.look_now_and_then()
+                    return False
+                if not blocked and endpoint is not None:
+                    blocked = True
+                    endpoint.set_blocked(1)
+                left = SLICE_S if deadline is None else deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                if condition.sleep(left):
+                    announced = False
+                else:
+                    self.look()
+        finally:
+            if announced:
+                self.transact(condition.retract)
+            if blocked and endpoint is not None:
+                endpoint.set_blocked(-1)
+
+    def look_now_and_then(self) -> None:
+        """A look for those who poll without waiting, not more often than a slice."""
+
+    # -- dropped endpoints -----------------------------------------------------------------------
+
+    def drop(self, slot: int, number: int) -> None:
+        """An endpoint's last reference has gone. Safe anywhere, also inside a transition.
+
+        It only appends; the next one to hold the lock does the rest, which is this call where the
+        lock is free, and a sleeper after its slice at the latest.
+        """
+        self._dropped.append((slot, number))
+        try:
+            with self.runtime.trylock:
+                self._bury_dropped()
+        except KeyError as error:
+            if not is_lock_busy(error):
+                raise
+
+    def _bury_dropped(self) -> None:
+        """With the lock held, but not necessarily at rest: a `__del__` may be inside anything."""
+        while self._dropped and not self.ledger.head[ledger_.HOLDER]:
+            slot, number = self._dropped.popleft()
+            self.ledger.transact(self._bury, slot, number)
+
+    def _bury(self, slot: int, number: int) -> None:
+        ledger = self.ledger
+        if not ledger.is_open(slot, number):
+            return
+        view = ledger.view(slot)
+        if not self.is_mine(view):
+            return
+        if view.kind == QUEUE:
+            if not view.flags & (SENT | STARTED | FORKED):
+                ledger.close(slot, number)
+        elif view.flags & USED:
+            self.end(view, "was dropped without close()")
+        elif view.flags & (SENT | STARTED | FORKED):
+            self.set_adrift(view)
+        else:
+            ledger.close(slot, number)
+
+    def is_mine(self, view: SlotView) -> bool:
+        """Whether this process took the endpoint, or made it and nobody has taken it."""
+        me = self.ledger.me
+        return me != 0 and (view.owner == me or (view.owner == 0 and view.maker == me))
+
+    def set_adrift(self, view: SlotView) -> None:
+        """The copy here has gone, but others may hold one: see `_shared`."""
+
+    def end(self, view: SlotView, how: str, cause: BaseException | None = None) -> None:
+        """Close an endpoint whose user did not: a producer (or busy worker) has then failed."""
+        cells = self.ledger.cells
+        base = view.slot * ledger_.SLOT_SIZE
+        busy = view.kind == WORKER and (view.in_hand or cells[base + ledger_.FLAGS] & ledger_.UNASKED)
+        if view.kind in (PRODUCER, QUEUE) or busy:
+            self.ledger.fail(
+                view.slot, view.number, self.runtime.errors.pack(self.failure(view, how, cause))
+            )
+        else:
+            self.ledger.close(view.slot, view.number)
+
+    def failure(self, view: SlotView, how: str, cause: BaseException | None) -> ProducerFailed:
+        """The error that says how the endpoint ended."""
+        pid = self.pid_of(view.owner or view.maker)
+        what = (
+            f"the queue made at {view.text} (pid {pid})"
+            if view.kind == QUEUE
+            else f"{KIND_NAMES[view.kind]} {view.number}, made at {view.text} (pid {pid}),"
+        )
+        error = ProducerFailed(f"{what} {how}")
+        error.__cause__ = cause
+        return error
+
+    def close_queue(self) -> None:
+        """No further producers or workers. Called with the lock held."""
+        if not self.ledger.head[ledger_.STATE] & ledger_.CLOSED:
+            self.ledger.close(self.queue_slot, 0)
+
+    def is_alive(self, process: int) -> bool:
+        """Whether the process in that slot lives."""
+        return True
+
+    def pid_of(self, process: int) -> int:
+        """The pid of the process in that slot; 0: it has gone, or has not begun to run."""
+        view = self.ledger.view(process) if process else None
+        return view.number if view is not None and view.kind == PROCESS else 0
+
+    # -- where things are ------------------------------------------------------------------------
+
+    def before_fork(self) -> None:
+        """Called in the process that is about to fork."""
+
+    def after_fork_in_parent(self) -> None:
+        """Called in that process afterwards."""
+
+    def after_fork_in_child(self) -> None:
+        """Called in the child: threads' queues stay with the parent."""
+        self.elsewhere = True
+        for endpoint in list(self.endpoints):
+            endpoint.forget()
+
+    def check_here(self) -> None:
+        """Raises `EndpointElsewhere` in a process that can't use this queue."""
+        if self.elsewhere:
+            raise EndpointElsewhere(
+                f"this queue is for the threads of process {self._pid}, and this is process "
+                f"{os.getpid()}; make it with IterableQueue() to share it with other processes"
+            )
+
+    def register(self) -> None:
+        """Make sure that this process has a slot."""
+
+    def reduce(self, target: object, slot: int, number: int) -> tuple[Any, ...]:
+        """What `__reduce__` returns."""
+        raise TypeError(
+            f"{target!r} is for the threads of one process and can't be pickled; make the queue "
+            "with IterableQueue() to share it with other processes"
+        )
+
+
+def thread_core(queue: Any, maxsize: int) -> Core:
+    """A core for threads, over *queue*; what is on it already counts as put."""
+    from iterable_queue._channels.threads import ThreadChannel  # noqa: PLC0415 - a cycle
+    from iterable_queue._runtime import ThreadRuntime  # noqa: PLC0415
+
+    runtime = ThreadRuntime(
+        ledger_.HEAD_SIZE, (ledger_.WAIT_ITEM, ledger_.WAIT_ROOM, ledger_.WAIT_END)
+    )
+    channel = ThreadChannel(runtime.head, queue)
+    ledger = Ledger(runtime, channel)
+    runtime.head[ledger_.MAXSIZE] = maxsize
+    runtime.head[ledger_.PUT] = runtime.head[ledger_.HIGHEST] = channel.reconcile() or 0
+    ledger.me = ledger.open_process(os.getpid(), "")
+    return Core(runtime, ledger)
+
+
+__all__ = ["CONSUMER", "Core", "deadline_of", "thread_core", "user_line"]

@@ -1,0 +1,496 @@
+"""The endpoints that users hold: what is common to all channels, written once.
+
+A call goes: check that the endpoint is this process's (once; then `_ready` says so), pickle or
+hand over, one transition of the ledger, and, where that can't be made now, `Core.wait`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from threading import get_ident
+from types import TracebackType
+from typing import Any, Generic, NoReturn, Self, TypeVar
+
+from iterable_queue import _ledger as ledger_
+from iterable_queue._core import Core, deadline_of, user_line
+from iterable_queue._errors import (
+    ConsumerClosed,
+    Done,
+    EndpointElsewhere,
+    ItemError,
+    ProducerClosed,
+    WouldDeadlock,
+)
+from iterable_queue._ledger import CONSUMER, KIND_NAMES, PRODUCER, WORKER, Hand
+from queue import Empty, Full
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+T_contra = TypeVar("T_contra", contravariant=True)
+
+PLAIN_SEQUENCES = (list, tuple, range, str, bytes, bytearray, memoryview, frozenset, set, dict)
+"""Iterating over one of these (exactly) can't block, so that `put_many` may gather its items."""
+
+GATHER = 64
+"""At most this many items are put in one turn of the lock by `put_many`."""
+
+
+class Endpoint:
+    """One end of a queue, held by one process.
+
+    Attributes:
+        _slot, _number: where the ledger counts it, and the number that proves it is the same one.
+        _ready: this process has used it and may go on; then calls need no further check.
+        _closed: closed here, by the caller.
+        _lost: why it can't be used here at all, if so; raised by every call.
+        _dumps, _loads: how items cross to other processes; None: handed over as they are.
+        _hands: what each thread holds, by its identifier (consumers and workers).
+        _blocked: threads that wait in a call.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_blocked",
+        "_blocked_lock",
+        "_closed",
+        "_core",
+        "_dumps",
+        "_hands",
+        "_is_worker",
+        "_ledger",
+        "_loads",
+        "_lock",
+        "_lost",
+        "_number",
+        "_ready",
+        "_slot",
+    )
+
+    kind = ledger_.FREE
+    closed_error: type[Exception] = ProducerClosed
+
+    def __init__(self, core: Core, slot: int, number: int, lost: Exception | None = None) -> None:
+        self._core = core
+        self._slot = slot
+        self._number = number
+        self._ledger = core.ledger
+        self._lock = core.runtime.lock
+        self._ready = False
+        self._closed = False
+        self._lost = lost
+        self._dumps = core.dumps
+        self._loads = core.loads
+        self._is_worker = self.kind == WORKER
+        self._hands: dict[int, Hand] = {}
+        self._blocked = 0
+        self._blocked_lock = threading.Lock()
+        core.endpoints.add(self)
+
+    # -- whose it is -----------------------------------------------------------------------------
+
+    def _use(self) -> None:
+        """Take the endpoint for this process and mark it as used; or raise why that can't be."""
+        self._check_open()
+        core = self._core
+        core.register()
+        core.transact(self._use_locked)
+
+    def _check_open(self) -> None:
+        if self._lost is not None:
+            raise self._lost
+        self._core.check_here()
+        if self._closed:
+            raise self.closed_error(f"{self!r} is closed; get another one from the queue")
+
+    def _use_locked(self) -> None:
+        ledger = self._ledger
+        if not ledger.take_over(self._slot, self._number, None):
+            raise self._elsewhere()
+        ledger.cells[self._slot * ledger_.SLOT_SIZE + ledger_.FLAGS] |= ledger_.USED
+        self._ready = True
+
+    def _touch(self) -> None:
+        """For calls that don't take the endpoint: the owner may, and the maker until it is taken."""
+        if not self._ready:
+            self._check_open()
+            self._core.transact(self._touch_locked)
+
+    def _touch_locked(self) -> None:
+        ledger = self._ledger
+        if not ledger.is_open(self._slot, self._number) or not self._core.is_mine(
+            ledger.view(self._slot)
+        ):
+            raise self._elsewhere()
+
+    def _elsewhere(self) -> Exception:
+        """Why this process may not use the endpoint. Called with the lock held."""
+        ledger = self._ledger
+        if ledger.head[ledger_.STATE] & (ledger_.CANCELLED | ledger_.BROKEN):
+            return ledger.refusal()
+        where = "another process, which has closed it or ended"
+        if ledger.is_open(self._slot, self._number):
+            view = ledger.view(self._slot)
+            pid = self._core.pid_of(view.owner or view.maker)
+            where = f"process {pid}" if pid else "a process that was started with it"
+            if not view.owner:
+                where = f"process {pid}, which made it and is the one to close it until it is taken"
+        return EndpointElsewhere(
+            f"{KIND_NAMES[self.kind]} {self._number} belongs to {where}; an endpoint serves the "
+            "first process that takes it. Give every process one of its own, by get_"
+            f"{KIND_NAMES[self.kind]}() or clone()"
+        )
+
+    def forget(self) -> None:
+        """In a forked child: nothing that was known of this endpoint holds here."""
+        self._ready = False
+        self._blocked = 0
+        self._blocked_lock = threading.Lock()
+
+    def set_blocked(self, change: int) -> None:
+        """One thread more (or fewer) waits in a call."""
+        with self._blocked_lock:
+            self._blocked += change
+        self._core.transact(self._ledger.set_blocked, self._slot, self._number, self._blocked)
+
+    # -- what every endpoint can do --------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """True once this endpoint takes part no more."""
+        if self._closed or self._lost is not None:
+            return True
+        return not self._ledger.is_open(self._slot, self._number)
+
+    def close(self) -> None:
+        """Take part no more. Closing again does nothing."""
+        if self._closed:
+            return
+        self._touch()
+        self._finish(self._ledger.close, self._slot, self._number)
+
+    def _finish(self, transition: Callable[..., object], *args: object) -> None:
+        self._core.transact(self._finish_locked, transition, args)
+
+    def _finish_locked(self, transition: Callable[..., object], args: tuple[object, ...]) -> None:
+        self._closed = True
+        self._ready = False
+        transition(*args)
+
+    def fail(self, error: BaseException) -> None:
+        """Close, and let the consumers know that what was put is not all, and why."""
+        if not isinstance(error, BaseException):
+            raise TypeError(f"error must be an exception, not {error!r}")
+        self._touch()
+        packed = self._core.runtime.errors.pack(error)
+        self._finish(self._ledger.fail, self._slot, self._number, packed)
+
+    def qsize(self) -> int:
+        """The number of items put and not taken: exact at some moment during the call."""
+        self._touch()
+        return self._core.qsize()
+
+    def empty(self) -> bool:
+        """`qsize() == 0`."""
+        return self.qsize() == 0
+
+    def full(self) -> bool:
+        """`qsize() >= maxsize`; always False on an unbounded queue."""
+        return 0 < self._ledger.head[ledger_.MAXSIZE] <= self.qsize()
+
+    def _clone_slot(self) -> int:
+        self._touch()
+        return self._core.transact(self._ledger.open, self.kind, user_line(), clone=True)
+
+    def __enter__(self) -> Self:
+        self._use()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if not self._closed:
+            self._leave(exc)
+
+    def _leave(self, exc: BaseException | None) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._lost is not None:
+            raise TypeError(f"{self!r} can't be pickled: {self._lost}")
+        if self._ready:
+            raise TypeError(
+                f"{self!r} has been used in this process and stays here; pickle a clone() of it"
+            )
+        self._check_open()
+        return self._core.reduce(self, self._slot, self._number)
+
+    def __copy__(self) -> NoReturn:
+        raise TypeError(f"{self!r} can't be copied, it would count twice; use clone()")
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        self.__copy__()
+
+    def __del__(self) -> None:
+        core: Core | None = getattr(self, "_core", None)
+        if core is not None and not self._closed and not core.elsewhere:
+            core.drop(self._slot, self._number)
+
+    def __repr__(self) -> str:
+        return f"<{KIND_NAMES[self.kind]} {self._number}{' (closed)' if self._closed else ''}>"
+
+
+class _Putting(Endpoint, Generic[T]):
+    """`put` and its kin, for producers and workers."""
+
+    __slots__ = ()
+
+    def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:
+        """Put *item*; see `Producer.put`."""
+        deadline = None if block and timeout is None else deadline_of(block, timeout)
+        if not self._ready:
+            self._use()
+        payload = item if self._dumps is None else self._dumps(item)
+        try:
+            with self._lock:
+                if self._ledger.put(self._slot, payload, self._is_worker):
+                    return
+        except KeyError as error:
+            self._core.lock_was_busy(error)
+        self._put_patiently(payload, deadline)
+
+    def _put_patiently(self, payload: Any, deadline: float | None) -> None:
+        def attempt() -> bool:
+            if not self._ready:
+                raise ProducerClosed(f"{self!r} was closed while another thread waited in put")
+            return self._ledger.put(self._slot, payload, self._is_worker)
+
+        if not self._core.wait(attempt, self._core.runtime.room, deadline, self):
+            maxsize = self._ledger.head[ledger_.MAXSIZE]
+            raise Full(f"the queue holds {maxsize} item(s), its maxsize")
+
+    def put_nowait(self, item: T) -> None:
+        """`put(item, block=False)`."""
+        self.put(item, block=False)
+
+    def put_many(self, iterable: Iterable[T]) -> None:
+        """Put each item of *iterable*; see `Producer.put_many`."""
+        if not self._ready:
+            self._use()
+        if type(iterable) not in PLAIN_SEQUENCES:
+            # What is asked for the next item may block, so each is put before that.
+            for item in iterable:
+                self.put(item)
+            return
+        payloads: list[Any] = []
+        try:
+            for item in iterable:
+                payloads.append(item if self._dumps is None else self._dumps(item))
+                if len(payloads) == GATHER:
+                    self._put_all(payloads)
+        finally:
+            self._put_all(payloads)  # also those before one that can't be pickled
+
+    def _put_all(self, payloads: list[Any]) -> None:
+        """Put all of *payloads*, as many as there is room for in each turn of the lock."""
+
+        def attempt() -> bool:
+            if not self._ready:
+                raise ProducerClosed(f"{self!r} was closed while another thread waited in put_many")
+            while payloads:
+                if not self._ledger.put(self._slot, payloads[0], self._is_worker):
+                    return False
+                del payloads[0]
+            return True
+
+        self._core.wait(attempt, self._core.runtime.room, None, self)
+
+
+class ProducerEndpoint(_Putting[T_contra]):
+    """The real `Producer`."""
+
+    __slots__ = ()
+    kind = PRODUCER
+
+    def clone(self) -> ProducerEndpoint[T_contra]:
+        """Another producer on the same queue, counted by itself, even after the queue's close."""
+        return made(ProducerEndpoint, self._core, self._clone_slot())
+
+    def _leave(self, exc: BaseException | None) -> None:
+        if exc is None:
+            self.close()
+        else:
+            self.fail(exc)
+
+
+class _Getting(Endpoint, Generic[T_co]):
+    """`get` and its kin, for consumers and workers."""
+
+    __slots__ = ()
+
+    closed_error = ConsumerClosed
+
+    def get(self, block: bool = True, timeout: float | None = None) -> T_co:
+        """Take the next item; see `Consumer.get`."""
+        deadline = None if block and timeout is None else deadline_of(block, timeout)
+        if not self._ready:
+            self._use()
+        hand = self._hands.get(get_ident()) or self._new_hand()
+        if hand.busy:
+            raise WouldDeadlock(f"{self!r}: get was called by what interrupted a get of this thread")
+        hand.busy = True
+        # What an interrupt keeps from being returned stays in `pending`, for the next call: after
+        # `loads`, no signal handler runs before the caller has the item.
+        pending = hand.pending
+        try:
+            if not pending:
+                try:
+                    with self._lock:
+                        self._ledger.take(self._slot, hand, 1)
+                except KeyError as error:
+                    self._core.lock_was_busy(error)
+                if not pending:
+                    self._take_patiently(hand, 1, deadline)
+            if self._loads is None:
+                item = pending[0]
+            else:
+                try:
+                    item = self._loads(pending[0][0])
+                except Exception as error:
+                    raise self._item_error(pending, error) from error
+            del pending[0]
+            return item  # type: ignore[no-any-return]
+        finally:
+            hand.busy = False
+
+    def _new_hand(self) -> Hand:
+        return self._hands.setdefault(get_ident(), Hand())
+
+    def _take_patiently(self, hand: Hand, limit: int, deadline: float | None) -> None:
+        def attempt() -> bool:
+            if not self._ready:
+                raise ConsumerClosed(f"{self!r} was closed while another thread waited in get")
+            if self._ledger.take(self._slot, hand, limit):
+                return True
+            verdict = self._ledger.verdict()
+            if verdict is not None:
+                raise verdict
+            return False
+
+        if not self._core.wait(attempt, self._core.runtime.items, deadline, self):
+            raise Empty("nothing came in time")
+
+    def _item_error(self, pending: list[Any], error: Exception) -> ItemError:
+        payload, producer = pending[0]
+        del pending[0]
+        failed = ItemError(
+            f"an item of producer {producer} ({len(payload)} bytes) could not be unpickled: "
+            f"{error!r}. It counts as taken; the next get goes on"
+        )
+        failed.producer = producer
+        failed.payload = bytes(payload)
+        return failed
+
+    def get_nowait(self) -> T_co:
+        """`get(block=False)`."""
+        return self.get(block=False)
+
+    def get_many(self, limit: int) -> list[T_co]:
+        """Wait for one item, then take up to *limit* that are there; see `Consumer.get_many`."""
+        if not isinstance(limit, int):
+            raise TypeError(f"limit must be a number of items, not {limit!r}")
+        if limit < 1:
+            raise ValueError(f"limit must be 1 or more items, not {limit}")
+        if not self._ready:
+            self._use()
+        hand = self._new_hand()
+        if hand.busy:
+            raise WouldDeadlock(f"{self!r}: get_many was called by what interrupted a get")
+        hand.busy = True
+        try:
+            if not hand.pending:
+                self._take_patiently(hand, limit, None)
+            items, error = self._open_items(hand.pending, limit)
+            if error is not None and not items:
+                raise self._item_error(hand.pending, error) from error
+            del hand.pending[: len(items)]
+            return items
+        finally:
+            hand.busy = False
+
+    def _open_items(self, pending: list[Any], limit: int) -> tuple[list[T_co], Exception | None]:
+        """Up to *limit* items of *pending*, and the error at which they end early."""
+        if self._loads is None:
+            return pending[:limit], None
+        items: list[T_co] = []
+        for payload in pending[:limit]:
+            try:
+                items.append(self._loads(payload[0]))
+            except Exception as error:
+                return items, error
+        return items, None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T_co:
+        try:
+            return self.get()
+        except Done:
+            raise StopIteration from None
+
+    def _finish_locked(self, transition: Callable[..., object], args: tuple[object, ...]) -> None:
+        for hand in list(self._hands.values()):
+            if not hand.busy:  # what a call is about to return is returned
+                self._ledger.give_back(self._slot, hand)
+        self._hands.clear()
+        super()._finish_locked(transition, args)
+
+    def forget(self) -> None:
+        super().forget()
+        self._hands.clear()
+
+
+class ConsumerEndpoint(_Getting[T_co]):
+    """The real `Consumer`."""
+
+    __slots__ = ()
+    kind = CONSUMER
+
+    def clone(self) -> ConsumerEndpoint[T_co]:
+        """Another consumer on the same queue, counted by itself."""
+        return made(ConsumerEndpoint, self._core, self._clone_slot())
+
+
+class WorkerEndpoint(_Getting[T], _Putting[T]):
+    """The real `Worker`."""
+
+    __slots__ = ()
+    kind = WORKER
+
+    def clone(self) -> WorkerEndpoint[T]:
+        """Another worker on the same queue, counted by itself."""
+        return made(WorkerEndpoint, self._core, self._clone_slot())
+
+    def _leave(self, exc: BaseException | None) -> None:
+        # Work cut short is a failure; an error that came while nothing was in hand, such as
+        # ProducerFailed from get, is not this worker's.
+        flags = self._ledger.cells[self._slot * ledger_.SLOT_SIZE + ledger_.FLAGS]
+        if exc is not None and (
+            flags & ledger_.UNASKED or any(hand.held for hand in self._hands.values())
+        ):
+            self.fail(exc)
+        else:
+            self.close()
+
+
+E_co = TypeVar("E_co", bound=Endpoint)
+
+
+def made(cls: type[E_co], core: Core, slot: int) -> E_co:
+    """The endpoint that this process has just opened in *slot*."""
+    number = core.ledger.cells[slot * ledger_.SLOT_SIZE + ledger_.NUMBER]
+    return cls(core, slot, number)

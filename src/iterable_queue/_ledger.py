@@ -1,0 +1,746 @@
+"""The ledger: who is open, how much was put and taken, and when it is done.
+
+All of these change here and nowhere else, on every channel, by the same code. The ledger does not
+know who calls it; it works on integer cells that its runtime hands out, in a list for threads, in
+shared memory for processes.
+
+Lock rule
+---------
+Every method is called with the runtime's lock held, in this pattern, which `transact` wraps for
+all but the two hot ones, `put` and `take`, that have it inside::
+
+    if head[HOLDER]: refuse          # same thread, interrupted by a signal handler or __del__
+    head[HOLDER] = me
+    try: ...
+    finally: head[HOLDER] = 0
+
+HOLDER is the slot of the process that is inside. Who can't get the lock looks there for a process
+that died in it.
+
+A signal handler may raise wherever CPython looks for signals: at the start of a function, after a
+call, at a backward jump. So whatever must happen together is a run of plain stores with none of
+these between. What is not (waking sleepers after a change) is repaired: every sleeper looks again
+after a slice and calls `settle`.
+
+States of the queue
+-------------------
+::
+
+    open --close--> closed --drained, nobody may put--> done, or failed if a producer failed
+                      |   ^
+     last consumer    |   | the last producer closes and nothing is left
+     goes, not drained v   |
+                    abandoned
+    any but broken --cancel--> cancelled          any --a holder died--> broken
+
+CLOSED, CANCELLED, ABANDONED and BROKEN are bits of STATE; the rest follows from the counts.
+
+States of an endpoint's slot
+----------------------------
+::
+
+    free --open--> made --take--> taken --use--> used --close | fail | bury--> free
+
+`made` and `taken` differ in OWNER, `taken` and `used` in the flag USED. GENERATION counts the
+takes, so that of two copies of one pickle only the first is valid. A slot is free for reuse at
+once; its NUMBER (never given twice) tells an old endpoint that the slot is not its own any more.
+
+Invariants (with the lock free)
+-------------------------------
+* queued = PUT + RETURNED - TAKEN - DROPPED, and is what the channel holds
+* TAKEN = FINISHED + LOST + RETURNED + the sum of IN_HAND over the slots
+* PRODUCERS, CONSUMERS, WORKERS are the numbers of slots of that kind
+* BUSY = the sum over workers of IN_HAND, plus the workers that have the flag UNASKED
+* an illegal transition raises `IllegalTransition` and changes nothing
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, Protocol, TypeVar
+
+from iterable_queue._errors import (
+    Cancelled,
+    ChannelBroken,
+    ConsumersGone,
+    Done,
+    ItemsLost,
+    ProducerClosed,
+    ProducerFailed,
+    QueueClosed,
+    WouldDeadlock,
+)
+
+if TYPE_CHECKING:
+    from iterable_queue._runtime import Cells, Runtime
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# The cells of the head.
+STATE: Final = 0  # CLOSED | CANCELLED | ABANDONED | BROKEN
+MAXSIZE: Final = 1  # most items queued; 0: unbounded
+PUT: Final = 2  # items ever put
+TAKEN: Final = 3  # hand-outs to user code
+FINISHED: Final = 4  # items whose taker asked for the next or closed
+LOST: Final = 5  # items in the hands of killed consumers, not handed out again
+RETURNED: Final = 6  # hand-outs taken back: undelivered ones of a closed consumer, redeliveries
+REDELIVERED: Final = 7  # of these, those of killed consumers
+DROPPED: Final = 8  # items dropped by cancel
+PRODUCERS: Final = 9  # open producers
+CONSUMERS: Final = 10  # open consumers
+WORKERS: Final = 11  # open workers
+BUSY: Final = 12  # reasons for which a worker counts as an open producer
+EVER: Final = 13  # consumers and workers ever opened
+FAILED: Final = 14  # failures recorded
+NUMBERS: Final = 15  # the last number given to an endpoint
+HIGHEST: Final = 16  # the highest value of queued
+SLOTS: Final = 17  # slots in use or on the free list; slot 0 is nobody
+FREE_SLOT: Final = 18  # first slot of the free list, linked through NEXT
+WAIT_ITEM: Final = 19  # consumers announced as waiting for an item (or the end)
+WAIT_ROOM: Final = 20  # producers announced as waiting for room (or the end)
+WAIT_END: Final = 21  # callers of join announced as waiting for the end
+HOLDER: Final = 22  # slot of the process inside the lock
+CANCEL_ON_FAILURE: Final = 23  # 1: a failure cancels the queue
+REDELIVER: Final = 24  # 1: what a killed consumer had in hand is handed out again
+CHANNEL: Final = 32  # from here on the cells are the channel's
+HEAD_SIZE: Final = 64
+
+# Bits of STATE.
+CLOSED: Final = 1
+CANCELLED: Final = 2
+ABANDONED: Final = 4
+BROKEN: Final = 8
+
+# The cells of a slot.
+KIND: Final = 0
+NUMBER: Final = 1  # of the endpoint; of a process slot: its pid
+FLAGS: Final = 2
+GENERATION: Final = 3  # takes so far
+OWNER: Final = 4  # slot of the process that took it; 0: untaken
+MAKER: Final = 5  # slot of the process that made it; 0: that process has gone
+ROAD: Final = 6  # slot of the process that pickled it, or of the one being started with it
+LINEAGE: Final = 7  # number of the lock that is inherited by the children that may hold a copy
+IN_HAND: Final = 8  # items handed out and not finished
+BLOCKED: Final = 9  # threads waiting in a call
+PUTS: Final = 10  # items put through it
+STAMP: Final = 11  # when it last did anything, ns
+NEXT: Final = 12  # next free slot
+TEXT: Final = 13  # the line of user code that made it, as bytes
+SLOT_SIZE: Final = 32
+
+# Kinds of slot.
+FREE: Final = 0
+PRODUCER: Final = 1
+CONSUMER: Final = 2
+WORKER: Final = 3
+QUEUE: Final = 4  # the queue itself, which counts as a producer until it is closed
+PROCESS: Final = 5
+KIND_NAMES: Final = ("free slot", "producer", "consumer", "worker", "queue", "process")
+
+# Flags of a slot.
+USED: Final = 1  # it has done something, and stays where it is
+UNASKED: Final = 2  # a worker that has not called get yet
+STARTED: Final = 4  # given to a process as that was started
+SENT: Final = 8  # pickled in some other way
+FORKED: Final = 16  # a child was forked while it was untaken
+DROPPED_COPY: Final = 32  # the copy in the process that last had it was dropped
+
+EMPTY: Final = object()
+"""What a channel's `peek` returns when it holds nothing."""
+
+
+class IllegalTransition(RuntimeError):
+    """A bug in this library: a transition that the state machine does not have."""
+
+
+class Channel(Protocol):
+    """Where the items are. It decides nothing about endpoints. Called with the lock held."""
+
+    stash: list[Any]
+    """Copies of items that `peek` has read; emptied by the ledger when one is handed out."""
+
+    def append(self, payload: Any, producer: int) -> None:
+        """Put *payload* behind the others; it counts from the ledger's next store to PUT."""
+
+    def peek(self) -> Any:
+        """The next item, or EMPTY. It is gone from the ledger's next store to TAKEN on."""
+
+    def unwrap(self, payload: Any) -> tuple[Any, int]:
+        """The arguments with which `append` got what `peek` returned."""
+
+    def reconcile(self) -> int | None:
+        """After an interrupted `append`: how many items there are, if that may have changed."""
+
+    def clear(self) -> None:
+        """Drop everything."""
+
+
+class Hand:
+    """What one thread holds of one consumer's items. Only that thread touches it."""
+
+    __slots__ = ("busy", "held", "pending")
+
+    def __init__(self) -> None:
+        self.busy = False
+        """The thread is in a call that takes items."""
+        self.held = 0
+        """Items taken and not finished: they count in the slot's IN_HAND."""
+        self.pending: list[Any] = []
+        """Of these, payloads not returned to user code yet; survives an interrupt in `get`."""
+
+
+class SlotView(NamedTuple):
+    """One slot, read out for people."""
+
+    slot: int
+    kind: int
+    number: int
+    flags: int
+    owner: int
+    maker: int
+    road: int
+    lineage: int
+    in_hand: int
+    blocked: int
+    puts: int
+    stamp: int
+    text: str
+
+
+class Ledger:
+    """The state machine, on one process's view of the cells.
+
+    Attributes:
+        me: the slot of this process, or 0 while it is not registered.
+        cells: the slots; replaced when they grow.
+        dirty: an append was begun and not counted yet.
+    """
+
+    __slots__ = ("_runtime", "cells", "channel", "dirty", "end", "head", "items", "me", "room")
+
+    def __init__(self, runtime: Runtime, channel: Channel) -> None:
+        self._runtime = runtime
+        self.head: Cells = runtime.head
+        self.cells: Cells = runtime.cells(max(self.head[SLOTS], 2) * SLOT_SIZE)
+        self.items = runtime.items
+        self.room = runtime.room
+        self.end = runtime.end
+        self.channel = channel
+        self.me = 0
+        self.dirty = False
+
+    # -- the lock rule ---------------------------------------------------------------------------
+
+    def transact(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """`call(*args)` by the lock rule above."""
+        head = self.head
+        if head[HOLDER]:
+            raise self._nested()
+        head[HOLDER] = self.me or 1
+        try:
+            if self.dirty:
+                self._reconcile()
+            if len(self.cells) < head[SLOTS] * SLOT_SIZE:
+                self.cells = self._runtime.cells(head[SLOTS] * SLOT_SIZE)
+            return call(*args, **kwargs)
+        finally:
+            head[HOLDER] = 0
+
+    def _nested(self) -> WouldDeadlock:
+        return WouldDeadlock(
+            "called from a signal handler or __del__ that interrupted another call of this thread "
+            "on the same queue; nothing was changed. Set a flag there and act on it outside"
+        )
+
+    def _reconcile(self) -> None:
+        """Count an item whose append was interrupted between being stored and being counted."""
+        there = self.channel.reconcile()
+        if there is not None:
+            self.head[PUT] += there - self.queued()
+        self.dirty = False
+
+    # -- items: the hot path ---------------------------------------------------------------------
+
+    def put(self, slot: int, payload: Any, worker: bool) -> bool:
+        """Put *payload* for the endpoint in *slot*. False: no room. Raises if it may not."""
+        head = self.head
+        if head[HOLDER]:
+            raise self._nested()
+        head[HOLDER] = self.me
+        try:
+            if self.dirty:
+                self._reconcile()
+            if head[STATE] & (CANCELLED | ABANDONED | BROKEN):
+                raise self.refusal()
+            put = head[PUT]
+            queued = put + head[RETURNED] - head[TAKEN] - head[DROPPED]
+            if worker:
+                if self.drained():
+                    raise ProducerClosed("the queue is done: a worker may put only while it is not")
+            elif 0 < head[MAXSIZE] <= queued:
+                return False
+            cells = self.cells
+            base = slot * SLOT_SIZE
+            self.dirty = True
+            self.channel.append(payload, cells[base + NUMBER])
+            head[PUT] = put + 1
+            self.dirty = False
+            cells[base + PUTS] += 1
+            if queued >= head[HIGHEST]:
+                head[HIGHEST] = queued + 1
+            cells[base + STAMP] = self._runtime.now()
+            if head[WAIT_ITEM]:
+                self.items.notify()
+            return True
+        finally:
+            head[HOLDER] = 0
+
+    def take(self, slot: int, hand: Hand, limit: int) -> bool:
+        """Finish what *hand* holds, then move up to *limit* items into its `pending`.
+
+        False: there is none now, and `verdict` tells whether there may be. Raises if cancelled.
+        """
+        head = self.head
+        if head[HOLDER]:
+            raise self._nested()
+        head[HOLDER] = self.me
+        try:
+            if self.dirty:
+                self._reconcile()
+            if head[STATE] & (CANCELLED | BROKEN):
+                raise self.refusal()
+            cells = self.cells
+            base = slot * SLOT_SIZE
+            worker = cells[base + KIND] == WORKER
+            held = hand.held
+            if held or cells[base + FLAGS] & UNASKED:
+                self._finish(base, hand, worker)
+            channel = self.channel
+            pending = hand.pending
+            taken = head[TAKEN]
+            while len(pending) < limit:
+                payload = channel.peek()
+                if payload is EMPTY:
+                    break
+                # From here to the store to `stash`: together, whatever a signal handler does.
+                if worker:
+                    head[BUSY] += 1
+                pending += (payload,)
+                hand.held += 1
+                cells[base + IN_HAND] += 1
+                taken += 1
+                head[TAKEN] = taken
+                channel.stash[:] = ()
+            cells[base + STAMP] = self._runtime.now()
+            if not hand.held:
+                if held:
+                    self.settle()
+                return False
+            if head[WAIT_ROOM]:
+                self.room.notify(len(pending))
+            return True
+        finally:
+            head[HOLDER] = 0
+
+    def _finish(self, base: int, hand: Hand, worker: bool) -> None:
+        """The items that *hand* holds are finished; a worker's first call counts likewise."""
+        head, cells = self.head, self.cells
+        held = hand.held
+        flags = cells[base + FLAGS]
+        busy = held + (1 if flags & UNASKED else 0)
+        hand.held = 0
+        cells[base + IN_HAND] -= held
+        head[FINISHED] += held
+        if worker:
+            head[BUSY] -= busy
+            cells[base + FLAGS] = flags & ~UNASKED
+
+    def give_back(self, slot: int, hand: Hand) -> None:
+        """Put the payloads back that an interrupted `get` took and never returned."""
+        base = slot * SLOT_SIZE
+        while hand.pending:
+            self.channel.append(*self.channel.unwrap(hand.pending[0]))
+            self.head[RETURNED] += 1
+            self.cells[base + IN_HAND] -= 1
+            if self.cells[base + KIND] == WORKER:
+                self.head[BUSY] -= 1
+            hand.held -= 1
+            del hand.pending[0]
+            self.items.notify()
+
+    def queued(self) -> int:
+        """Items put and not taken."""
+        head = self.head
+        return head[PUT] + head[RETURNED] - head[TAKEN] - head[DROPPED]
+
+    # -- what the queue is in for ----------------------------------------------------------------
+
+    def drained(self) -> bool:
+        """Closed, nothing left, and nobody who may put."""
+        head = self.head
+        return bool(
+            head[STATE] & CLOSED
+            and not head[PRODUCERS]
+            and not head[BUSY]
+            and self.queued() == 0
+        )
+
+    def settled(self) -> bool:
+        """Drained, and everything that was taken is finished (or lost)."""
+        head = self.head
+        return self.drained() and head[TAKEN] == head[FINISHED] + head[LOST] + head[RETURNED]
+
+    def settle(self) -> None:
+        """Decide again what the queue is in for, and wake whom it concerns.
+
+        Called after every transition that can end somebody's wait, and by every sleeper after a
+        slice, which makes up for a call that an interrupt left out.
+        """
+        head = self.head
+        state = head[STATE]
+        if state & (CANCELLED | BROKEN):
+            self._wake_everybody()
+        elif state & CLOSED:
+            producing = head[PRODUCERS] or head[BUSY]
+            queued = self.queued()
+            alone = head[EVER] and not head[CONSUMERS] and not head[WORKERS]
+            if alone and (queued or producing):
+                head[STATE] = state | ABANDONED
+                self._wake_everybody()
+            else:
+                head[STATE] = state & ~ABANDONED
+                if not queued and not producing:
+                    self._wake_everybody()
+
+    def _wake_everybody(self) -> None:
+        self.items.notify_all()
+        self.room.notify_all()
+        self.end.notify_all()
+
+    def verdict(self) -> Exception | None:
+        """What a `get` that found nothing raises: the end, or None if something may still come."""
+        if self.head[STATE] & (CANCELLED | BROKEN):
+            return self.refusal()
+        if not self.drained():
+            return None
+        if self.head[FAILED]:
+            return self.failure()
+        return Done("every producer has closed, and nothing is left on the queue")
+
+    def join_verdict(self) -> Exception | bool:
+        """What `join` finds: True when all is finished, an error, or False for not yet."""
+        head = self.head
+        if head[STATE] & (CANCELLED | BROKEN | ABANDONED):
+            return self.refusal()
+        if not self.settled():
+            return False
+        if head[FAILED]:
+            return self.failure()
+        if head[LOST]:
+            lost = ItemsLost(
+                f"{head[LOST]} item(s) were in the hands of consumers that were killed; "
+                "redeliver=True on the queue hands such items out again"
+            )
+            lost.count = head[LOST]
+            return lost
+        return True
+
+    def refusal(self) -> Exception:
+        """The error for a call on a queue that is cancelled, broken or abandoned."""
+        state = self.head[STATE]
+        if state & BROKEN:
+            reason = self._runtime.errors.reason()
+            return ChannelBroken(str(reason) if reason else "the shared state can't be trusted")
+        if state & CANCELLED:
+            reason = self._runtime.errors.reason()
+            cancelled = Cancelled(
+                "the queue was cancelled" + (f": {reason!r}" if reason else "; nobody said why")
+            )
+            cancelled.__cause__ = reason
+            return cancelled
+        return ConsumersGone(
+            f"the queue is closed and its last consumer has gone, with {self.queued()} item(s) left "
+            f"and {self.head[PRODUCERS]} producer(s) open; keep a consumer open until Done"
+        )
+
+    def failure(self) -> ProducerFailed:
+        """`ProducerFailed` with all failures so far, the first as its cause."""
+        failures = self._runtime.errors.failures()
+        first = failures[0] if failures else None
+        more = f" (and {len(failures) - 1} more, see .failures)" if len(failures) > 1 else ""
+        text = str(first) if isinstance(first, ProducerFailed) else f"a producer failed: {first!r}"
+        error = ProducerFailed(
+            f"{text}{more}; what was put has been delivered, but it is not all there should be"
+        )
+        error.failures = failures
+        error.__cause__ = first
+        return error
+
+    # -- endpoints -------------------------------------------------------------------------------
+
+    def open(self, kind: int, site: str, *, clone: bool = False) -> int:
+        """A new endpoint of *kind*, made by this process at *site*. Returns its slot.
+
+        Raises `QueueClosed` (not for a clone), `ConsumersGone`, `Cancelled`, `ChannelBroken`.
+        """
+        head = self.head
+        state = head[STATE]
+        if state & (CANCELLED | BROKEN):
+            raise self.refusal()
+        if kind in (PRODUCER, WORKER) and state & CLOSED and not clone:
+            raise QueueClosed(
+                f"no new {KIND_NAMES[kind]} after close(): make every endpoint before leaving the "
+                "`with` block and before starting the processes that use it, or clone() one that "
+                "is still open"
+            )
+        if kind == CONSUMER and state & ABANDONED:
+            raise self.refusal()
+        slot = self._allocate(kind, site)
+        base = slot * SLOT_SIZE
+        cells = self.cells
+        cells[base + MAKER] = self.me
+        cells[base + STAMP] = self._runtime.now()
+        # Together: the slot begins to count. The queue itself is number 0.
+        if kind != QUEUE:
+            head[NUMBERS] += 1
+            cells[base + NUMBER] = head[NUMBERS]
+        cells[base + KIND] = kind
+        if kind == PRODUCER:
+            head[PRODUCERS] += 1
+        elif kind == CONSUMER:
+            head[CONSUMERS] += 1
+            head[EVER] += 1
+        elif kind == WORKER:
+            cells[base + FLAGS] = UNASKED
+            head[WORKERS] += 1
+            head[BUSY] += 1
+            head[EVER] += 1
+        return slot
+
+    def open_process(self, pid: int, name: str) -> int:
+        """A slot for a process (pid 0: one that is being started). Its road is its own."""
+        slot = self._allocate(PROCESS, name)
+        base = slot * SLOT_SIZE
+        self.cells[base + MAKER] = self.me
+        self.cells[base + STAMP] = self._runtime.now()
+        self.cells[base + NUMBER] = pid
+        self.cells[base + KIND] = PROCESS
+        return slot
+
+    def _allocate(self, kind: int, text: str) -> int:
+        """A free slot, blank but for *text*; it counts once its KIND is stored."""
+        head = self.head
+        slot = head[FREE_SLOT]
+        if slot:
+            cells = self.cells
+            head[FREE_SLOT] = cells[slot * SLOT_SIZE + NEXT]
+        else:
+            slot = max(head[SLOTS], 1)
+            if len(self.cells) < (slot + 1) * SLOT_SIZE:
+                self.cells = self._runtime.cells((slot + 1) * SLOT_SIZE)
+            cells = self.cells
+            head[SLOTS] = slot + 1
+        base = slot * SLOT_SIZE
+        for field in range(1, SLOT_SIZE):
+            cells[base + field] = 0
+        room = (SLOT_SIZE - TEXT) * 8
+        raw = text.encode("utf-8", "replace")
+        raw = (b"..." + raw[3 - room :] if len(raw) > room else raw).ljust(room, b"\0")
+        for i in range(0, room, 8):
+            cells[base + TEXT + i // 8] = int.from_bytes(raw[i : i + 8], "little", signed=True)
+        return slot
+
+    def is_open(self, slot: int, number: int) -> bool:
+        """Whether *slot* still is the endpoint of that *number*."""
+        base = slot * SLOT_SIZE
+        return self.cells[base + KIND] != FREE and self.cells[base + NUMBER] == number
+
+    def take_over(self, slot: int, number: int, generation: int | None) -> bool:
+        """This process takes the endpoint, if it is still to be had.
+
+        *generation* is that of the pickle it came by; None: this process made it or was forked
+        with it, so that it must be untaken.
+        """
+        base = slot * SLOT_SIZE
+        cells = self.cells
+        if not self.is_open(slot, number):
+            return False
+        if cells[base + OWNER] == self.me:
+            return True
+        if cells[base + FLAGS] & USED:
+            return False
+        if generation is None:
+            if cells[base + OWNER]:
+                return False
+        elif cells[base + GENERATION] != generation:
+            return False
+        cells[base + OWNER] = self.me
+        cells[base + GENERATION] += 1
+        cells[base + FLAGS] &= ~DROPPED_COPY
+        return True
+
+    def assign(self, slot: int, process: int) -> None:
+        """The endpoint belongs to the process in slot *process*, which is being started with it."""
+        base = slot * SLOT_SIZE
+        if self.cells[base + FLAGS] & USED or self.cells[process * SLOT_SIZE + KIND] != PROCESS:
+            raise IllegalTransition(f"slot {slot} can't be given to {process}")
+        self.cells[base + OWNER] = process
+        self.cells[base + GENERATION] += 1
+        self.cells[base + FLAGS] |= STARTED
+
+    def close(self, slot: int, number: int) -> bool:
+        """Close the endpoint. False: it was closed before."""
+        if not self.is_open(slot, number):
+            return False
+        head, cells = self.head, self.cells
+        base = slot * SLOT_SIZE
+        kind = cells[base + KIND]
+        if kind not in (PRODUCER, CONSUMER, WORKER, QUEUE):
+            raise IllegalTransition(f"slot {slot} is a {KIND_NAMES[kind]}, which can't be closed")
+        held = cells[base + IN_HAND]
+        busy = held + (1 if cells[base + FLAGS] & UNASKED else 0)
+        # Together, up to the free list.
+        if kind == PRODUCER:
+            head[PRODUCERS] -= 1
+        elif kind == CONSUMER:
+            head[CONSUMERS] -= 1
+            head[FINISHED] += held
+        elif kind == WORKER:
+            head[WORKERS] -= 1
+            head[BUSY] -= busy
+            head[FINISHED] += held
+        else:
+            head[STATE] |= CLOSED
+        cells[base + KIND] = FREE
+        cells[base + NEXT] = head[FREE_SLOT]
+        head[FREE_SLOT] = slot
+        self.settle()
+        if cells[base + BLOCKED]:  # other threads of this endpoint find it closed
+            self.items.notify_all()
+            self.room.notify_all()
+        return True
+
+    def release_process(self, slot: int) -> None:
+        """The process in *slot* is gone, and all of its endpoints have been dealt with."""
+        base = slot * SLOT_SIZE
+        if self.cells[base + KIND] != PROCESS:
+            raise IllegalTransition(f"slot {slot} is not a process")
+        for view in self.views():
+            other = view.slot * SLOT_SIZE
+            if view.maker == slot:
+                self.cells[other + MAKER] = 0
+            if view.road == slot:
+                self.cells[other + ROAD] = 0
+        self.cells[base + KIND] = FREE
+        self.cells[base + NEXT] = self.head[FREE_SLOT]
+        self.head[FREE_SLOT] = slot
+
+    def fail(self, slot: int, number: int, packed: object) -> bool:
+        """Close the endpoint as failed, with an error that `ErrorStore.pack` made."""
+        if not self.is_open(slot, number):
+            return False
+        if not self.head[STATE] & CANCELLED:
+            self._record_failure(packed)
+        self.close(slot, number)
+        return True
+
+    def _record_failure(self, packed: object) -> None:
+        head = self.head
+        self._runtime.errors.add_failure(packed)
+        head[FAILED] += 1
+        if head[CANCEL_ON_FAILURE]:
+            self.cancel(packed)
+
+    def lose(self, slot: int, count: int) -> None:
+        """*count* items in the hand of a killed consumer are lost."""
+        base = slot * SLOT_SIZE
+        if count > self.cells[base + IN_HAND]:
+            raise IllegalTransition(f"slot {slot} has no {count} items in hand")
+        if self.cells[base + KIND] == WORKER:
+            self.head[BUSY] -= count
+        self.cells[base + IN_HAND] -= count
+        self.head[LOST] += count
+
+    def redeliver(self, slot: int, payload: Any, producer: int) -> None:
+        """Put an item back that was in the hand of a killed consumer."""
+        base = slot * SLOT_SIZE
+        if self.cells[base + IN_HAND] < 1:
+            raise IllegalTransition(f"slot {slot} has nothing in hand")
+        self.channel.append(payload, producer)
+        if self.cells[base + KIND] == WORKER:
+            self.head[BUSY] -= 1
+        self.cells[base + IN_HAND] -= 1
+        self.head[RETURNED] += 1
+        self.head[REDELIVERED] += 1
+        self.items.notify()
+
+    def cancel(self, packed: object | None) -> None:
+        """Stop now. The first reason stays."""
+        head = self.head
+        if head[STATE] & (CANCELLED | BROKEN):
+            return
+        if packed is not None:
+            self._runtime.errors.set_reason(packed)
+        dropped = self.queued()
+        head[DROPPED] += dropped
+        head[STATE] |= CANCELLED | CLOSED
+        self.channel.clear()
+        self._wake_everybody()
+
+    def mark_broken(self, packed: object) -> None:
+        """The lock is gone with its holder. The one transition that is made without the lock.
+
+        It is a store of a bit that is never taken back, made by as many as find out.
+        """
+        if not self.head[STATE] & BROKEN:
+            self._runtime.errors.set_reason(packed)
+            self.head[STATE] |= BROKEN
+
+    def set_blocked(self, slot: int, number: int, count: int) -> None:
+        """How many threads wait in a call of this endpoint: for `statistics` and `explain`."""
+        if self.is_open(slot, number):
+            self.cells[slot * SLOT_SIZE + BLOCKED] = count
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    def view(self, slot: int) -> SlotView:
+        """One slot, read out."""
+        base = slot * SLOT_SIZE
+        row = list(self.cells[base : base + SLOT_SIZE])
+        text = b"".join(cell.to_bytes(8, "little", signed=True) for cell in row[TEXT:])
+        return SlotView(
+            slot,
+            row[KIND],
+            row[NUMBER],
+            row[FLAGS],
+            row[OWNER],
+            row[MAKER],
+            row[ROAD],
+            row[LINEAGE],
+            row[IN_HAND],
+            row[BLOCKED],
+            row[PUTS],
+            row[STAMP],
+            text.rstrip(b"\0").decode("utf-8", "replace"),
+        )
+
+    def views(self, *kinds: int) -> Iterator[SlotView]:
+        """Every slot in use, of these kinds if any are named."""
+        for slot in range(1, self.head[SLOTS]):
+            kind = self.cells[slot * SLOT_SIZE + KIND]
+            if kind != FREE and (not kinds or kind in kinds):
+                yield self.view(slot)
+
+    def state_name(self) -> str:
+        """The state in one word, as `Statistics.state` has it."""
+        state = self.head[STATE]
+        if state & BROKEN:
+            return "broken"
+        if state & CANCELLED:
+            return "cancelled"
+        if state & ABANDONED:
+            return "abandoned"
+        if self.drained():
+            return "failed" if self.head[FAILED] else "done"
+        return "closed" if state & CLOSED else "open"

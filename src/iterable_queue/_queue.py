@@ -1,0 +1,252 @@
+"""`IterableQueue`: makes endpoints, and knows when it is done."""
+
+from __future__ import annotations
+
+import queue
+from types import TracebackType
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
+
+from iterable_queue import _ledger as ledger_
+from iterable_queue import _errors
+from iterable_queue._core import Core, deadline_of, thread_core, user_line
+from iterable_queue._endpoints import ConsumerEndpoint, ProducerEndpoint, WorkerEndpoint, made
+from iterable_queue._errors import WouldDeadlock
+from iterable_queue._ledger import CONSUMER, PRODUCER, QUEUE, WORKER
+from iterable_queue._protocols import (
+    Consumer,
+    Context,
+    Producer,
+    Statistics,
+    SupportsPutGet,
+    Worker,
+)
+
+T = TypeVar("T")
+
+
+class IterableQueue(Generic[T]):
+    """A queue for a pool of producers and a pool of consumers, which knows when it is done.
+
+    It hands out producer endpoints, on which one can only `put`, and consumer endpoints, over
+    which one iterates. Iteration ends when the queue is closed, every producer has closed, and
+    nothing is left. Leaving `with iq:` closes the queue; leaving it by an exception cancels it.
+
+    Args:
+        maxsize: most items that may be put and not taken; 0 or less: unbounded.
+        context: a multiprocessing-like context or module, whose semaphores guard the queue and
+            whose pickler carries the items; None: the best channel of the platform.
+        on_failure: `"raise"`: what a failed producer had put is delivered, and `ProducerFailed`
+            takes the place of `Done`; `"cancel"`: a failure stops everybody at once.
+        redeliver: whether an item in the hands of a consumer that is killed is handed out again
+            (at most `MAX_DELIVERIES` times in all), or counts as lost.
+
+    Raises:
+        TypeError, ValueError: for an argument of the wrong kind, by its name.
+    """
+
+    Done: ClassVar[type[_errors.Done]] = _errors.Done
+    Empty: ClassVar[type[queue.Empty]] = queue.Empty
+    Full: ClassVar[type[queue.Full]] = queue.Full
+
+    MAX_DELIVERIES: ClassVar[int] = 3
+    """How often an item is handed out at most with `redeliver=True`."""
+
+    __slots__ = ("__weakref__", "_core", "_entered", "_lost", "_maker")
+
+    def __init__(
+        self,
+        maxsize: int = 0,
+        *,
+        context: Context | None = None,
+        on_failure: Literal["raise", "cancel"] = "raise",
+        redeliver: bool = False,
+    ) -> None:
+        _check_maxsize(maxsize)
+        if on_failure not in ("raise", "cancel"):
+            raise ValueError(f"on_failure must be 'raise' or 'cancel', not {on_failure!r}")
+        if not isinstance(redeliver, bool):
+            raise TypeError(f"redeliver must be a bool, not {redeliver!r}")
+        from iterable_queue._shared import make_shared_core  # noqa: PLC0415 - threads need none
+
+        core = make_shared_core(
+            context, max(maxsize, 0), cancel=on_failure == "cancel", redeliver=redeliver
+        )
+        self._begin(core, maker=True)
+
+    def _begin(self, core: Core, *, maker: bool, lost: Exception | None = None) -> None:
+        self._core = core
+        self._entered = 0
+        self._maker = maker
+        self._lost = lost
+        if maker:
+            core.transact(core.ledger.open, QUEUE, user_line())
+
+    @classmethod
+    def threaded(cls, maxsize: int = 0) -> Self:
+        """A queue for threads of one process: no pickling, strictly first in, first out."""
+        _check_maxsize(maxsize)
+        self = cls.__new__(cls)
+        self._begin(thread_core(queue.SimpleQueue(), max(maxsize, 0)), maker=True)
+        return self
+
+    @classmethod
+    def over(cls, queue: SupportsPutGet[T]) -> Self:
+        """The same for threads over a queue that the caller brings: a `PriorityQueue`, say.
+
+        Its order is the order of items, its `maxsize` (if it has one) that of the result, and what
+        is on it counts as put. From then on it belongs to the result: don't use it directly.
+        """
+        for name in ("put", "get"):
+            if not callable(getattr(queue, name, None)):
+                raise TypeError(f"queue must have put() and get(), and {queue!r} has no {name}()")
+        maxsize = getattr(queue, "maxsize", 0)
+        self = cls.__new__(cls)
+        self._begin(
+            thread_core(queue, max(maxsize, 0) if isinstance(maxsize, int) else 0), maker=True
+        )
+        return self
+
+    # -- endpoints -------------------------------------------------------------------------------
+
+    def get_producer(self) -> Producer[T]:
+        """A new producer. Raises `QueueClosed` after `close()`."""
+        producer: ProducerEndpoint[T] = made(ProducerEndpoint, self._core, self._open(PRODUCER))
+        return producer
+
+    def get_consumer(self) -> Consumer[T]:
+        """A new consumer, after `close()` too. Raises `ConsumersGone` if the queue is abandoned."""
+        consumer: ConsumerEndpoint[T] = made(ConsumerEndpoint, self._core, self._open(CONSUMER))
+        return consumer
+
+    def get_worker(self) -> Worker[T]:
+        """A new worker. Raises `QueueClosed` after `close()`."""
+        worker: WorkerEndpoint[T] = made(WorkerEndpoint, self._core, self._open(WORKER))
+        return worker
+
+    def _open(self, kind: int) -> int:
+        core = self._here()
+        return core.transact(core.ledger.open, kind, user_line())
+
+    def _here(self) -> Core:
+        """The core, once it is sure that this process may use it."""
+        if self._lost is not None:
+            raise self._lost
+        self._core.check_here()
+        self._core.register()
+        return self._core
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """No further producers or workers will be made. Closing again does nothing."""
+        core = self._here()
+        core.transact(core.close_queue)
+
+    def cancel(self, error: BaseException | None = None) -> None:
+        """Stop now: items left are dropped, and every call, blocked or later, raises `Cancelled`.
+
+        *error* says why and becomes its cause. Only the first cancel counts.
+        """
+        if error is not None and not isinstance(error, BaseException):
+            raise TypeError(f"error must be an exception or None, not {error!r}")
+        core = self._here()
+        packed = None if error is None else core.runtime.errors.pack(error)
+        core.transact(core.ledger.cancel, packed)
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until everything that will ever be put has been taken and finished.
+
+        Args:
+            timeout: seconds; None: for ever.
+
+        Returns:
+            True, or False if that took longer than *timeout*.
+
+        Raises:
+            ProducerFailed, ItemsLost, ConsumersGone, Cancelled, ChannelBroken: it ended otherwise.
+            WouldDeadlock: inside this handle's own `with` block, before `close()`.
+        """
+        deadline = deadline_of(True, timeout)
+        core = self._here()
+        if self._entered and not core.ledger.head[ledger_.STATE] & ledger_.CLOSED:
+            raise WouldDeadlock(
+                "join() inside the queue's own `with` block would wait for the block's end, which "
+                "closes the queue: leave the block first, or call close()"
+            )
+
+        def attempt() -> bool:
+            verdict = core.ledger.join_verdict()
+            if isinstance(verdict, Exception):
+                raise verdict
+            return verdict
+
+        return core.wait(attempt, core.runtime.end, deadline)
+
+    def __enter__(self) -> Self:
+        self._here()
+        self._entered += 1
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._entered -= 1
+        if exc is None:
+            self.close()
+        else:
+            self.cancel(exc)
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    def qsize(self) -> int:
+        """The number of items put and not taken: exact at some moment during the call."""
+        return self._here().qsize()
+
+    def empty(self) -> bool:
+        """`qsize() == 0`."""
+        return self.qsize() == 0
+
+    def full(self) -> bool:
+        """`qsize() >= maxsize`; always False on an unbounded queue."""
+        return 0 < self._core.ledger.head[ledger_.MAXSIZE] <= self.qsize()
+
+    def statistics(self) -> Statistics:
+        """A snapshot of the counts."""
+        from iterable_queue._explain import statistics  # noqa: PLC0415 - on demand
+
+        core = self._here()
+        core.look()
+        return core.transact(statistics, core)
+
+    def explain(self) -> str:
+        """Why the queue is not done yet, in words that a person can act on."""
+        from iterable_queue._explain import explain  # noqa: PLC0415 - on demand
+
+        core = self._here()
+        core.look()
+        return core.transact(explain, core)
+
+    def __repr__(self) -> str:
+        if self._lost is not None:
+            return f"<IterableQueue (out of reach: {self._lost})>"
+        ledger = self._core.ledger
+        return f"<IterableQueue {ledger.state_name()}, {self._core.qsize()} queued>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._lost is not None:
+            raise TypeError(f"{self!r} can't be pickled")
+        self._core.check_here()
+        return self._core.reduce(self, self._core.queue_slot, 0)
+
+    def __del__(self) -> None:
+        core: Core | None = getattr(self, "_core", None)
+        if core is not None and self._maker and not core.elsewhere:
+            core.drop(core.queue_slot, 0)
+
+
+def _check_maxsize(maxsize: int) -> None:
+    if not isinstance(maxsize, int):
+        raise TypeError(f"maxsize must be an int, not {maxsize!r}")

@@ -1,0 +1,230 @@
+"""The seam through which the ledger gets its lock, conditions, clock and cells.
+
+In production a runtime hands out plain things: a C-level lock, a list or a `memoryview` of 8-byte
+integers, `time.monotonic_ns`. Somebody who wants to decide every switch, or to count every store,
+hands the same ledger others.
+
+Two rules shape what is here, both learnt from signal handlers that raise:
+
+* **The lock is held by a C-level `with` only.** CPython runs signal handlers between bytecodes; an
+  `acquire()` followed by `try:` has a gap in which a handler's exception leaves the lock held for
+  ever, a `with` over a C object has none.
+* **Nobody waits inside the lock.** A waiter announces itself under the lock, lets the lock go, and
+  then sleeps on a semaphore. A token given to a semaphore is addressed to nobody, so that one
+  meant for a sleeper that was killed or interrupted wakes another instead of being lost.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, MutableSequence
+from itertools import repeat, starmap
+from queue import Empty, SimpleQueue
+from types import TracebackType
+from typing import Protocol, cast
+
+SLICE_S = 0.25
+"""No sleep is longer than this, in seconds: what a lost wake-up or an unseen death can cost."""
+
+Cells = MutableSequence[int]
+"""Signed 8-byte integers, each read or stored at once: a list, or a memoryview of shared memory."""
+
+
+class Lock(Protocol):
+    """A mutual exclusion that a `with` statement takes and lets go without running bytecode.
+
+    `__enter__` may give up after `SLICE_S` by raising `KeyError(False)`: see `is_lock_busy`.
+    """
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> object: ...
+
+
+def guard(acquire: Callable[..., bool], release: Callable[..., object], *args: object) -> Lock:
+    """A lock that is taken by `acquire(*args)` and let go by `release(type, value, traceback)`.
+
+    Both must be C functions; `map` and `repeat`, which join them to `with`, are C as well. Where
+    `acquire` returns False, `with` raises `KeyError(False)` and its block does not run.
+    """
+    attempts = map(acquire, *map(repeat, args)) if args else starmap(acquire, repeat(()))
+    members = {
+        "__slots__": (),
+        "__enter__": map({True: True}.__getitem__, attempts).__next__,
+        "__exit__": release,
+    }
+    return cast("Lock", type("Guard", (), members)())
+
+
+class Semaphore(Protocol):
+    """Counts tokens; sleepers wait for one."""
+
+    def acquire(self, block: bool = True, timeout: float | None = None, /) -> bool: ...
+
+    def release(self) -> None: ...
+
+
+def is_lock_busy(error: KeyError) -> bool:
+    """Whether *error* says that a lock could not be had within a slice."""
+    return error.args == (False,)
+
+
+class Condition:
+    """Something that callers wait for: a count of waiters in a cell, and a semaphore.
+
+    Invariant: waiters counted + tokens given >= callers asleep. A sleeper that leaves without a
+    token takes back its own count, or a token that was given in the meantime; one that was killed
+    or interrupted leaves a surplus, which costs somebody one needless look and nothing else.
+    """
+
+    __slots__ = ("_head", "_index", "_semaphore")
+
+    def __init__(self, head: Cells, index: int, semaphore: Semaphore) -> None:
+        self._head = head
+        self._index = index
+        self._semaphore = semaphore
+
+    def announce(self) -> None:
+        """Say that the caller is about to sleep. Called with the lock held."""
+        self._head[self._index] += 1
+
+    def sleep(self, timeout_s: float) -> bool:
+        """Wait for a token, at most a slice. Called without the lock. True: got one."""
+        return self._semaphore.acquire(True, min(timeout_s, SLICE_S))
+
+    def retract(self) -> None:
+        """Undo `announce` after a sleep without a token. Called with the lock held."""
+        if self._head[self._index] > 0:
+            self._head[self._index] -= 1
+        else:
+            self._semaphore.acquire(False)
+
+    def notify(self, n: int = 1) -> None:
+        """Wake up to *n* sleepers. Called with the lock held.
+
+        The token goes first: an interrupt between the two leaves a surplus, never a sleeper that
+        nobody counts.
+        """
+        for _ in range(min(n, self._head[self._index])):
+            self._semaphore.release()
+            self._head[self._index] -= 1
+
+    def notify_all(self) -> None:
+        """Wake every sleeper. Called with the lock held."""
+        self.notify(self._head[self._index])
+
+
+class ErrorStore(Protocol):
+    """Where failures and the reason for a cancel are kept."""
+
+    def pack(self, error: BaseException) -> object:
+        """Make *error* fit to be kept. Called without the lock: it runs user code."""
+
+    def add_failure(self, packed: object) -> None:
+        """Keep one more failure. Called with the lock held."""
+
+    def failures(self) -> tuple[BaseException, ...]:
+        """All failures, oldest first."""
+
+    def set_reason(self, packed: object) -> None:
+        """Keep the error that `cancel` was given. Called with the lock held."""
+
+    def reason(self) -> BaseException | None:
+        """The error that `cancel` was given."""
+
+
+class Runtime(Protocol):
+    """What one queue's ledger runs on, in one process."""
+
+    head: Cells
+    lock: Lock
+    trylock: Lock
+    items: Condition
+    room: Condition
+    end: Condition
+    errors: ErrorStore
+
+    def now(self) -> int:
+        """Nanoseconds on the monotonic clock, the same one in every process."""
+
+    def lock_within(self, timeout_s: float) -> Lock:
+        """The same lock, for which a `with` waits at most *timeout_s* (and a slice)."""
+
+    def cells(self, count: int) -> Cells:
+        """At least *count* cells for slots, keeping what they hold. Called with the lock held."""
+
+
+class TokenQueue:
+    """A semaphore for threads: a `SimpleQueue` of tokens, which waits and wakes in C."""
+
+    __slots__ = ("_tokens",)
+
+    def __init__(self) -> None:
+        self._tokens: SimpleQueue[None] = SimpleQueue()
+
+    def acquire(self, block: bool = True, timeout: float | None = None, /) -> bool:
+        try:
+            self._tokens.get(block, timeout)
+        except Empty:
+            return False
+        return True
+
+    def release(self) -> None:
+        self._tokens.put(None)
+
+
+class LocalErrors:
+    """Errors of one process are kept as they are."""
+
+    __slots__ = ("_failures", "_reason")
+
+    def __init__(self) -> None:
+        self._failures: list[BaseException] = []
+        self._reason: BaseException | None = None
+
+    def pack(self, error: BaseException) -> BaseException:
+        return error
+
+    def add_failure(self, packed: object) -> None:
+        assert isinstance(packed, BaseException)
+        self._failures.append(packed)
+
+    def failures(self) -> tuple[BaseException, ...]:
+        return tuple(self._failures)
+
+    def set_reason(self, packed: object) -> None:
+        assert isinstance(packed, BaseException)
+        self._reason = packed
+
+    def reason(self) -> BaseException | None:
+        return self._reason
+
+
+class ThreadRuntime:
+    """Plain lists, a re-entrant lock (so that a nested call can be told and refused), tokens."""
+
+    now = staticmethod(time.monotonic_ns)
+
+    def __init__(self, head_size: int, waiters: tuple[int, int, int]) -> None:
+        self.head: Cells = [0] * head_size
+        lock = threading.RLock()
+        self.lock: Lock = lock
+        self.trylock: Lock = guard(lock.acquire, lock.__exit__, False)
+        self.items, self.room, self.end = (
+            Condition(self.head, index, TokenQueue()) for index in waiters
+        )
+        self.errors: ErrorStore = LocalErrors()
+        self._cells: list[int] = []
+
+    def lock_within(self, timeout_s: float) -> Lock:
+        return self.lock  # of threads, none can be stopped or killed inside
+
+    def cells(self, count: int) -> Cells:
+        self._cells.extend([0] * (count - len(self._cells)))
+        return self._cells
