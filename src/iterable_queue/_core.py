@@ -80,6 +80,8 @@ class Core:
 
     dumps: Callable[[Any], bytes] | None = None
     loads: Callable[[Any], Any] | None = None
+    append_now: Callable[[Any], object] | None = None
+    """For an atomic channel: a C function that appends an item."""
     queue_slot = 2
     """The slot of the queue itself: the second to be opened, after that of its maker's process."""
 
@@ -113,17 +115,6 @@ class Core:
         """What a sleeper does after a slice: see who has died, and repair missed wake-ups."""
         self.transact(self.ledger.settle)
 
-    def qsize(self) -> int:
-        """Items put and not taken. Without the lock where that is exact all the same."""
-        head = self.ledger.head
-        for _ in range(3):
-            before = head[ledger_.PUT], head[ledger_.RETURNED], head[ledger_.DROPPED]
-            taken = head[ledger_.TAKEN]
-            if before == (head[ledger_.PUT], head[ledger_.RETURNED], head[ledger_.DROPPED]):
-                # Nothing was put while TAKEN was read, so this was the number at that moment.
-                return before[0] + before[1] - before[2] - taken
-        return self.transact(self.ledger.queued)
-
     # -- waiting ---------------------------------------------------------------------------------
 
     def wait(
@@ -154,6 +145,9 @@ class Core:
                         if waits and not announced:
                             condition.announce()
                             announced = True
+                            # Again: what was put without the lock looked for waiters too early.
+                            if self.ledger.channel.atomic and attempt():
+                                return True
                 except KeyError as error:
                     self.lock_was_busy(error)
                     if deadline is not None and time.monotonic() >= deadline:
@@ -310,9 +304,10 @@ def thread_core(queue: Any, maxsize: int) -> Core:
     channel = ThreadChannel(runtime.head, queue)
     ledger = Ledger(runtime, channel)
     runtime.head[ledger_.MAXSIZE] = maxsize
-    runtime.head[ledger_.PUT] = runtime.head[ledger_.HIGHEST] = channel.reconcile() or 0
+    runtime.head[ledger_.HIGHEST] = channel.size()
     ledger.me = ledger.open_process(os.getpid(), "")
-    return Core(runtime, ledger)
+    core = Core(runtime, ledger)
+    if channel.atomic:
+        core.append_now = queue.put
+    return core
 
-
-__all__ = ["CONSUMER", "Core", "deadline_of", "thread_core", "user_line"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from queue import Empty, Full
 from threading import get_ident
 from types import TracebackType
 from typing import Any, Generic, NoReturn, Self, TypeVar
@@ -22,8 +23,18 @@ from iterable_queue._errors import (
     ProducerClosed,
     WouldDeadlock,
 )
-from iterable_queue._ledger import CONSUMER, KIND_NAMES, PRODUCER, WORKER, Hand
-from queue import Empty, Full
+from iterable_queue._ledger import (
+    CLOSED,
+    CONSUMER,
+    KIND_NAMES,
+    MAXSIZE,
+    PRODUCER,
+    STATE,
+    WAIT_ITEM,
+    WAIT_ROOM,
+    WORKER,
+    Hand,
+)
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -51,12 +62,14 @@ class Endpoint:
 
     __slots__ = (
         "__weakref__",
+        "_append",
         "_blocked",
         "_blocked_lock",
         "_closed",
         "_core",
         "_dumps",
         "_hands",
+        "_head",
         "_is_worker",
         "_ledger",
         "_loads",
@@ -64,6 +77,7 @@ class Endpoint:
         "_lost",
         "_number",
         "_ready",
+        "_size",
         "_slot",
     )
 
@@ -82,6 +96,9 @@ class Endpoint:
         self._dumps = core.dumps
         self._loads = core.loads
         self._is_worker = self.kind == WORKER
+        self._head = core.ledger.head
+        self._size = core.ledger.channel.size
+        self._append = None if self._is_worker or self._head[MAXSIZE] else core.append_now
         self._hands: dict[int, Hand] = {}
         self._blocked = 0
         self._blocked_lock = threading.Lock()
@@ -108,6 +125,8 @@ class Endpoint:
         if not ledger.take_over(self._slot, self._number, None):
             raise self._elsewhere()
         ledger.cells[self._slot * ledger_.SLOT_SIZE + ledger_.FLAGS] |= ledger_.USED
+        if self.kind == CONSUMER and ledger.channel.atomic:
+            ledger.lean[self._slot] = self._hands
         self._ready = True
 
     def _touch(self) -> None:
@@ -188,7 +207,7 @@ class Endpoint:
     def qsize(self) -> int:
         """The number of items put and not taken: exact at some moment during the call."""
         self._touch()
-        return self._core.qsize()
+        return self._ledger.channel.size()
 
     def empty(self) -> bool:
         """`qsize() == 0`."""
@@ -250,6 +269,14 @@ class _Putting(Endpoint, Generic[T]):
 
     def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:
         """Put *item*; see `Producer.put`."""
+        if self._append is not None and timeout is None:
+            # An atomic channel without a bound: no lock, and nothing to wait for.
+            head = self._head
+            if self._ready and head[STATE] <= CLOSED:
+                self._append(item)
+                if head[WAIT_ITEM]:
+                    self._core.transact(self._ledger.items.notify)
+                return
         deadline = None if block and timeout is None else deadline_of(block, timeout)
         if not self._ready:
             self._use()
@@ -335,10 +362,31 @@ class _Getting(Endpoint, Generic[T_co]):
 
     def get(self, block: bool = True, timeout: float | None = None) -> T_co:
         """Take the next item; see `Consumer.get`."""
+        hand = self._hands.get(get_ident())
+        if hand is not None and hand.pull is not None and hand.last == 1 and timeout is None:
+            # An atomic channel: no lock while there is something.
+            pending = hand.pending
+            queued = self._size()
+            if queued or pending:
+                if queued > hand.peak:
+                    hand.peak = queued
+                try:
+                    if not pending:
+                        hand.pull()
+                    item = pending[0]
+                except (Empty, IndexError):
+                    pass
+                else:
+                    hand.taken += 1
+                    del pending[0]
+                    if self._head[WAIT_ROOM]:
+                        self._core.transact(self._ledger.room.notify)
+                    return item
         deadline = None if block and timeout is None else deadline_of(block, timeout)
         if not self._ready:
             self._use()
-        hand = self._hands.get(get_ident()) or self._new_hand()
+        if hand is None:
+            hand = self._new_hand()
         if hand.busy:
             raise WouldDeadlock(f"{self!r}: get was called by what interrupted a get of this thread")
         hand.busy = True
@@ -361,13 +409,16 @@ class _Getting(Endpoint, Generic[T_co]):
                     item = self._loads(pending[0][0])
                 except Exception as error:
                     raise self._item_error(pending, error) from error
+            if hand.pull is not None:
+                hand.taken += 1
             del pending[0]
             return item  # type: ignore[no-any-return]
         finally:
             hand.busy = False
 
     def _new_hand(self) -> Hand:
-        return self._hands.setdefault(get_ident(), Hand())
+        lean = self.kind == CONSUMER and self._ledger.channel.atomic
+        return self._hands.setdefault(get_ident(), Hand(self._ledger.channel, lean))
 
     def _take_patiently(self, hand: Hand, limit: int, deadline: float | None) -> None:
         def attempt() -> bool:
@@ -416,6 +467,9 @@ class _Getting(Endpoint, Generic[T_co]):
             items, error = self._open_items(hand.pending, limit)
             if error is not None and not items:
                 raise self._item_error(hand.pending, error) from error
+            if hand.pull is not None:
+                hand.taken += len(items)
+                hand.last = len(items)
             del hand.pending[: len(items)]
             return items
         finally:

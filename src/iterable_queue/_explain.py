@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 def statistics(core: Core) -> Statistics:
     """A snapshot. Called with the lock held."""
     head = core.ledger.head
+    put, queued = core.ledger.put_in_all()
     putting = getting = 0
     for view in core.ledger.views(PRODUCER, CONSUMER, WORKER):
         if view.kind == PRODUCER:
@@ -37,10 +38,10 @@ def statistics(core: Core) -> Statistics:
         open_producers=head[ledger_.PRODUCERS],
         open_consumers=head[ledger_.CONSUMERS],
         open_workers=head[ledger_.WORKERS],
-        put=head[ledger_.PUT],
-        taken=head[ledger_.TAKEN],
+        put=put,
+        taken=core.ledger.taken(),
         finished=head[ledger_.FINISHED],
-        queued=core.ledger.queued(),
+        queued=queued,
         lost=head[ledger_.LOST],
         redelivered=head[ledger_.REDELIVERED],
         dropped=head[ledger_.DROPPED],
@@ -111,8 +112,6 @@ def _line(core: Core, view: SlotView) -> str:
         road = _road(core, view)
         if road:
             parts.append(road)
-    if view.puts:
-        parts.append(f"{view.puts} put")
     if view.in_hand:
         parts.append(f"{view.in_hand} in hand")
     if view.kind == WORKER and view.flags & UNASKED:

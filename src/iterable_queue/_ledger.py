@@ -45,9 +45,16 @@ States of an endpoint's slot
 takes, so that of two copies of one pickle only the first is valid. A slot is free for reuse at
 once; its NUMBER (never given twice) tells an old endpoint that the slot is not its own any more.
 
-Invariants (with the lock free)
+Without the lock
+----------------
+A channel whose own operations are atomic (`Channel.atomic`) is put to and taken from without the
+lock: a put appends and then looks for waiters; a waiter announces itself and then looks for items.
+A consumer's thread counts in its own `Hand` what it took, and `fold` brings that into the cells
+whenever totals are asked for. All else, and every wait, goes by the lock.
+
+Invariants (with the lock free, after `fold`)
 -------------------------------
-* queued = PUT + RETURNED - TAKEN - DROPPED, and is what the channel holds
+* what was put = what the channel holds + TAKEN + DROPPED - RETURNED
 * TAKEN = FINISHED + LOST + RETURNED + the sum of IN_HAND over the slots
 * PRODUCERS, CONSUMERS, WORKERS are the numbers of slots of that kind
 * BUSY = the sum over workers of IN_HAND, plus the workers that have the flag UNASKED
@@ -57,6 +64,7 @@ Invariants (with the lock free)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from queue import Empty
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from iterable_queue._errors import (
@@ -80,8 +88,8 @@ R = TypeVar("R")
 # The cells of the head.
 STATE: Final = 0  # CLOSED | CANCELLED | ABANDONED | BROKEN
 MAXSIZE: Final = 1  # most items queued; 0: unbounded
-PUT: Final = 2  # items ever put
-TAKEN: Final = 3  # hand-outs to user code
+LEAN: Final = 2  # of the hand-outs, those counted in hands
+TAKEN: Final = 3  # hand-outs to user code under the lock
 FINISHED: Final = 4  # items whose taker asked for the next or closed
 LOST: Final = 5  # items in the hands of killed consumers, not handed out again
 RETURNED: Final = 6  # hand-outs taken back: undelivered ones of a closed consumer, redeliveries
@@ -123,10 +131,9 @@ ROAD: Final = 6  # slot of the process that pickled it, or of the one being star
 LINEAGE: Final = 7  # number of the lock that is inherited by the children that may hold a copy
 IN_HAND: Final = 8  # items handed out and not finished
 BLOCKED: Final = 9  # threads waiting in a call
-PUTS: Final = 10  # items put through it
-STAMP: Final = 11  # when it last did anything, ns
-NEXT: Final = 12  # next free slot
-TEXT: Final = 13  # the line of user code that made it, as bytes
+STAMP: Final = 10  # when it last did anything, ns
+NEXT: Final = 11  # next free slot
+TEXT: Final = 12  # the line of user code that made it, as bytes
 SLOT_SIZE: Final = 32
 
 # Kinds of slot.
@@ -155,39 +162,58 @@ class IllegalTransition(RuntimeError):
 
 
 class Channel(Protocol):
-    """Where the items are. It decides nothing about endpoints. Called with the lock held."""
+    """Where the items are. It decides nothing about endpoints."""
 
+    atomic: bool
+    """`append`, `size` and the result of `pull_into` may be called without the lock."""
     stash: list[Any]
     """Copies of items that `peek` has read; emptied by the ledger when one is handed out."""
 
     def append(self, payload: Any, producer: int) -> None:
-        """Put *payload* behind the others; it counts from the ledger's next store to PUT."""
+        """Put *payload* behind the others, wholly or, if this raises, not at all."""
+
+    def size(self) -> int:
+        """How many items there are; exact at some moment during the call."""
 
     def peek(self) -> Any:
         """The next item, or EMPTY. It is gone from the ledger's next store to TAKEN on."""
 
+    def pull_into(self, pending: list[Any]) -> Callable[[], object] | None:
+        """For an atomic channel: a C function that moves one item to *pending* or raises Empty."""
+
     def unwrap(self, payload: Any) -> tuple[Any, int]:
         """The arguments with which `append` got what `peek` returned."""
-
-    def reconcile(self) -> int | None:
-        """After an interrupted `append`: how many items there are, if that may have changed."""
 
     def clear(self) -> None:
         """Drop everything."""
 
 
 class Hand:
-    """What one thread holds of one consumer's items. Only that thread touches it."""
+    """What one thread holds of one consumer's items. Only that thread changes it.
 
-    __slots__ = ("busy", "held", "pending")
+    A consumer on an atomic channel counts here, without the lock: `taken` and `last` say how many
+    items its thread was handed in all and by the last call, `idle_at` is the value of `taken` at
+    which it last came back for more and found nothing. `fold` remembers what it has seen.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("busy", "held", "idle_at", "last", "peak", "pending", "pull", "seen", "taken")
+
+    def __init__(self, channel: Channel, lean: bool) -> None:
         self.busy = False
         """The thread is in a call that takes items."""
         self.held = 0
-        """Items taken and not finished: they count in the slot's IN_HAND."""
+        """Items taken under the lock and not finished: they count in the slot's IN_HAND."""
         self.pending: list[Any] = []
-        """Of these, payloads not returned to user code yet; survives an interrupt in `get`."""
+        """Payloads not returned to user code yet; survives an interrupt in `get`."""
+        self.pull = channel.pull_into(self.pending) if lean else None
+        """Moves one item to `pending`, if this hand counts by itself."""
+        self.taken = 0
+        self.last = 1
+        self.idle_at = 0
+        self.peak = 0
+        """The most items that this thread saw queued as it took one."""
+        self.seen = (0, 0)
+        """`taken` and the items in hand at the last `fold`."""
 
 
 class SlotView(NamedTuple):
@@ -203,7 +229,6 @@ class SlotView(NamedTuple):
     lineage: int
     in_hand: int
     blocked: int
-    puts: int
     stamp: int
     text: str
 
@@ -214,10 +239,10 @@ class Ledger:
     Attributes:
         me: the slot of this process, or 0 while it is not registered.
         cells: the slots; replaced when they grow.
-        dirty: an append was begun and not counted yet.
+        lean: for the slots of consumers that count in hands, their hands.
     """
 
-    __slots__ = ("_runtime", "cells", "channel", "dirty", "end", "head", "items", "me", "room")
+    __slots__ = ("_runtime", "cells", "channel", "end", "head", "items", "lean", "me", "room")
 
     def __init__(self, runtime: Runtime, channel: Channel) -> None:
         self._runtime = runtime
@@ -228,7 +253,7 @@ class Ledger:
         self.end = runtime.end
         self.channel = channel
         self.me = 0
-        self.dirty = False
+        self.lean: dict[int, dict[int, Hand]] = {}
 
     # -- the lock rule ---------------------------------------------------------------------------
 
@@ -239,8 +264,6 @@ class Ledger:
             raise self._nested()
         head[HOLDER] = self.me or 1
         try:
-            if self.dirty:
-                self._reconcile()
             if len(self.cells) < head[SLOTS] * SLOT_SIZE:
                 self.cells = self._runtime.cells(head[SLOTS] * SLOT_SIZE)
             return call(*args, **kwargs)
@@ -253,13 +276,6 @@ class Ledger:
             "on the same queue; nothing was changed. Set a flag there and act on it outside"
         )
 
-    def _reconcile(self) -> None:
-        """Count an item whose append was interrupted between being stored and being counted."""
-        there = self.channel.reconcile()
-        if there is not None:
-            self.head[PUT] += there - self.queued()
-        self.dirty = False
-
     # -- items: the hot path ---------------------------------------------------------------------
 
     def put(self, slot: int, payload: Any, worker: bool) -> bool:
@@ -269,12 +285,9 @@ class Ledger:
             raise self._nested()
         head[HOLDER] = self.me
         try:
-            if self.dirty:
-                self._reconcile()
             if head[STATE] & (CANCELLED | ABANDONED | BROKEN):
                 raise self.refusal()
-            put = head[PUT]
-            queued = put + head[RETURNED] - head[TAKEN] - head[DROPPED]
+            queued = self.channel.size()
             if worker:
                 if self.drained():
                     raise ProducerClosed("the queue is done: a worker may put only while it is not")
@@ -282,11 +295,7 @@ class Ledger:
                 return False
             cells = self.cells
             base = slot * SLOT_SIZE
-            self.dirty = True
             self.channel.append(payload, cells[base + NUMBER])
-            head[PUT] = put + 1
-            self.dirty = False
-            cells[base + PUTS] += 1
             if queued >= head[HIGHEST]:
                 head[HIGHEST] = queued + 1
             cells[base + STAMP] = self._runtime.now()
@@ -306,13 +315,13 @@ class Ledger:
             raise self._nested()
         head[HOLDER] = self.me
         try:
-            if self.dirty:
-                self._reconcile()
             if head[STATE] & (CANCELLED | BROKEN):
                 raise self.refusal()
             cells = self.cells
             base = slot * SLOT_SIZE
             worker = cells[base + KIND] == WORKER
+            if hand.pull is not None:
+                return self._take_lean(base, hand, limit)
             held = hand.held
             if held or cells[base + FLAGS] & UNASKED:
                 self._finish(base, hand, worker)
@@ -343,6 +352,41 @@ class Ledger:
         finally:
             head[HOLDER] = 0
 
+    def _take_lean(self, base: int, hand: Hand, limit: int) -> bool:
+        """`take` for a hand that counts by itself."""
+        assert hand.pull is not None
+        hand.idle_at = hand.taken
+        hand.last = 1
+        self.cells[base + STAMP] = self._runtime.now()
+        hand.peak = max(hand.peak, self.channel.size())
+        try:
+            while len(hand.pending) < limit:
+                hand.pull()
+        except Empty:
+            if not hand.pending:
+                self.settle()
+                return False
+        if self.head[WAIT_ROOM]:
+            self.room.notify(len(hand.pending))
+        return True
+
+    def fold(self) -> None:
+        """Bring into the cells what hands have counted by themselves."""
+        head, cells = self.head, self.cells
+        for slot, hands in self.lean.items():
+            base = slot * SLOT_SIZE
+            for hand in list(hands.values()):
+                taken = hand.taken
+                in_hand = len(hand.pending) or (hand.last if taken > hand.idle_at else 0)
+                more, held = taken - hand.seen[0], in_hand - hand.seen[1]
+                # Together: no call and no jump before the last of these.
+                hand.seen = (taken, in_hand)
+                head[LEAN] += more
+                head[FINISHED] += more - held
+                cells[base + IN_HAND] += held
+                head[HIGHEST] = max(head[HIGHEST], hand.peak)
+        head[HIGHEST] = max(head[HIGHEST], self.channel.size())
+
     def _finish(self, base: int, hand: Hand, worker: bool) -> None:
         """The items that *hand* holds are finished; a worker's first call counts likewise."""
         head, cells = self.head, self.cells
@@ -359,20 +403,36 @@ class Ledger:
     def give_back(self, slot: int, hand: Hand) -> None:
         """Put the payloads back that an interrupted `get` took and never returned."""
         base = slot * SLOT_SIZE
+        head, cells = self.head, self.cells
         while hand.pending:
             self.channel.append(*self.channel.unwrap(hand.pending[0]))
-            self.head[RETURNED] += 1
-            self.cells[base + IN_HAND] -= 1
-            if self.cells[base + KIND] == WORKER:
-                self.head[BUSY] -= 1
-            hand.held -= 1
+            # Together. On an atomic channel they were not counted as taken yet.
+            if hand.pull is None:
+                head[RETURNED] += 1
+                cells[base + IN_HAND] -= 1
+                if cells[base + KIND] == WORKER:
+                    head[BUSY] -= 1
+                hand.held -= 1
             del hand.pending[0]
             self.items.notify()
 
-    def queued(self) -> int:
-        """Items put and not taken."""
-        head = self.head
-        return head[PUT] + head[RETURNED] - head[TAKEN] - head[DROPPED]
+    def taken(self) -> int:
+        """Hand-outs to user code. Call `fold` first."""
+        return self.head[TAKEN] + self.head[LEAN]
+
+    def put_in_all(self) -> tuple[int, int]:
+        """Items put so far, and items queued, at one moment."""
+        while True:
+            self.fold()
+            before = self.taken()
+            queued = self.channel.size()
+            self.fold()
+            if before == self.taken():
+                pending = sum(
+                    len(hand.pending) for hands in self.lean.values() for hand in hands.values()
+                )
+                head = self.head
+                return queued + pending + before + head[DROPPED] - head[RETURNED], queued
 
     # -- what the queue is in for ----------------------------------------------------------------
 
@@ -383,13 +443,16 @@ class Ledger:
             head[STATE] & CLOSED
             and not head[PRODUCERS]
             and not head[BUSY]
-            and self.queued() == 0
+            and self.channel.size() == 0
         )
 
     def settled(self) -> bool:
         """Drained, and everything that was taken is finished (or lost)."""
         head = self.head
-        return self.drained() and head[TAKEN] == head[FINISHED] + head[LOST] + head[RETURNED]
+        if not self.drained():
+            return False
+        self.fold()
+        return self.taken() == head[FINISHED] + head[LOST] + head[RETURNED]
 
     def settle(self) -> None:
         """Decide again what the queue is in for, and wake whom it concerns.
@@ -403,7 +466,7 @@ class Ledger:
             self._wake_everybody()
         elif state & CLOSED:
             producing = head[PRODUCERS] or head[BUSY]
-            queued = self.queued()
+            queued = self.channel.size()
             alone = head[EVER] and not head[CONSUMERS] and not head[WORKERS]
             if alone and (queued or producing):
                 head[STATE] = state | ABANDONED
@@ -460,7 +523,7 @@ class Ledger:
             cancelled.__cause__ = reason
             return cancelled
         return ConsumersGone(
-            f"the queue is closed and its last consumer has gone, with {self.queued()} item(s) left "
+            f"the queue is closed and its last consumer has gone, with {self.channel.size()} item(s) left "
             f"and {self.head[PRODUCERS]} producer(s) open; keep a consumer open until Done"
         )
 
@@ -598,6 +661,9 @@ class Ledger:
         kind = cells[base + KIND]
         if kind not in (PRODUCER, CONSUMER, WORKER, QUEUE):
             raise IllegalTransition(f"slot {slot} is a {KIND_NAMES[kind]}, which can't be closed")
+        if slot in self.lean:
+            self.fold()
+            del self.lean[slot]
         held = cells[base + IN_HAND]
         busy = held + (1 if cells[base + FLAGS] & UNASKED else 0)
         # Together, up to the free list.
@@ -682,9 +748,8 @@ class Ledger:
             return
         if packed is not None:
             self._runtime.errors.set_reason(packed)
-        dropped = self.queued()
-        head[DROPPED] += dropped
         head[STATE] |= CANCELLED | CLOSED
+        head[DROPPED] += self.channel.size()
         self.channel.clear()
         self._wake_everybody()
 
@@ -720,7 +785,6 @@ class Ledger:
             row[LINEAGE],
             row[IN_HAND],
             row[BLOCKED],
-            row[PUTS],
             row[STAMP],
             text.rstrip(b"\0").decode("utf-8", "replace"),
         )

@@ -203,7 +203,7 @@ class IterableQueue(Generic[T]):
 
     def qsize(self) -> int:
         """The number of items put and not taken: exact at some moment during the call."""
-        return self._here().qsize()
+        return self._here().ledger.channel.size()
 
     def empty(self) -> bool:
         """`qsize() == 0`."""
@@ -233,7 +233,7 @@ class IterableQueue(Generic[T]):
         if self._lost is not None:
             return f"<IterableQueue (out of reach: {self._lost})>"
         ledger = self._core.ledger
-        return f"<IterableQueue {ledger.state_name()}, {self._core.qsize()} queued>"
+        return f"<IterableQueue {ledger.state_name()}, {ledger.channel.size()} queued>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._lost is not None:

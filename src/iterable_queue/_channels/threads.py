@@ -3,7 +3,7 @@
 Items are handed over as they are. The queue underneath is only ever called with the ledger's lock
 held, so its own locking is passed by where that can be done (`queue.Queue` and what derives from
 it have documented hooks for that): it is Python code in which a signal handler that raises can
-leave a lock held.
+leave a lock held. A `SimpleQueue`, the default, is C code and called without the lock.
 
 An item leaves the queue underneath in one C call that stores it in `stash` as well. It stays
 there until the ledger counts it as taken, so an interrupt between the two loses nothing.
@@ -11,11 +11,11 @@ there until the ledger counts it as taken, so an interrupt between the two loses
 
 from __future__ import annotations
 
-import queue
 from collections.abc import Callable
 from functools import partial
 from heapq import heapify, heappop
 from itertools import repeat, starmap
+from queue import Empty, LifoQueue, PriorityQueue, Queue, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from iterable_queue._ledger import EMPTY, TAKEN
@@ -25,24 +25,33 @@ if TYPE_CHECKING:
 
 
 class ThreadChannel:
-    """Items on *queue*, whose `head` is the ledger's."""
+    """Items on *queue*, whose `head` is the ledger's.
 
-    __slots__ = ("_at", "_head", "_pull", "_put", "_queue", "_size", "stash")
+    A `SimpleQueue` is atomic by itself. Any other queue is touched with the lock held.
+    """
+
+    __slots__ = ("_at", "_head", "_pull", "_put", "_queue", "_take", "atomic", "size", "stash")
 
     def __init__(self, head: Cells, queue: Any) -> None:
+        self.atomic = isinstance(queue, SimpleQueue)
         self.stash: list[Any] = []
+        self.size: Callable[[], int]
         self._head = head
         self._queue = queue
         self._at = -1
         """The value of TAKEN for which `stash` was filled: at any other, it has been taken."""
         self._put: Callable[[Any], object]
-        self._size: Callable[[], int]
-        take: Callable[[], Any]
-        self._put, take, self._size = _calls(queue)
-        # `map` and `starmap` are C: no signal handler runs between take and stash.
-        self._pull: Callable[[], object] = map(
-            self.stash.append, starmap(take, repeat(()))
-        ).__next__
+        self._take: Callable[[], Any]
+        self._put, self._take, size = _calls(queue)
+        self.size = size if self.atomic else lambda: size() + self._stashed()
+        self._pull = self._puller(self.stash)
+
+    def _puller(self, into: list[Any]) -> Callable[[], object]:
+        """Moves one item to *into*. `map` and `starmap` are C: no signal handler runs between."""
+        return map(into.append, starmap(self._take, repeat(()))).__next__
+
+    def _stashed(self) -> int:
+        return len(self.stash) if self._at == self._head[TAKEN] else 0
 
     def append(self, payload: Any, producer: int) -> None:
         try:
@@ -58,7 +67,7 @@ class ThreadChannel:
             kept = [item for item in items if item is not payload]
             if len(kept) == len(items) - 1:
                 items[:] = kept
-                if isinstance(self._queue, queue.PriorityQueue):
+                if isinstance(self._queue, PriorityQueue):
                     heapify(items)
 
     def peek(self) -> Any:
@@ -68,43 +77,44 @@ class ThreadChannel:
             stash[:] = ()
             self._at = taken
         if not stash:
-            if not self._size():
+            if not self.size():
                 return EMPTY
-            self._pull()
+            try:
+                self._pull()
+            except Empty:  # an atomic queue, and another thread was faster
+                return EMPTY
         return stash[0]
+
+    def pull_into(self, pending: list[Any]) -> Callable[[], object] | None:
+        return self._puller(pending) if self.atomic else None
 
     def unwrap(self, payload: Any) -> tuple[Any, int]:
         return payload, 0
 
-    def reconcile(self) -> int | None:
-        return self._size() + (len(self.stash) if self._at == self._head[TAKEN] else 0)
-
     def clear(self) -> None:
-        self.stash[:] = ()
-        while self._size():
-            self._pull()
+        while self.peek() is not EMPTY:
             self.stash[:] = ()
 
 
 def _calls(q: Any) -> tuple[Callable[[Any], object], Callable[[], Any], Callable[[], int]]:
     """How to put one item, to take one (of at least one), and to count, without other locks."""
-    if isinstance(q, queue.SimpleQueue):
+    if isinstance(q, SimpleQueue):
         return q.put, q.get_nowait, q.qsize
-    if isinstance(q, queue.Queue):
+    if isinstance(q, Queue):
         take: Callable[[], Any] = q._get
         size: Callable[[], int] = q._qsize
         base = type(q)
         # The standard library's own three, straight to their containers' C methods.
-        if base._get is queue.Queue._get:
+        if base._get is Queue._get:
             take = q.queue.popleft
-        elif base._get is queue.LifoQueue._get:
+        elif base._get is LifoQueue._get:
             take = q.queue.pop
-        elif base._get is queue.PriorityQueue._get:
+        elif base._get is PriorityQueue._get:
             take = partial(heappop, q.queue)
-        if base._qsize in (queue.Queue._qsize, queue.LifoQueue._qsize, queue.PriorityQueue._qsize):
+        if base._qsize in (Queue._qsize, LifoQueue._qsize, PriorityQueue._qsize):
             size = q.queue.__len__
         put: Callable[[Any], object] = q._put
-        if base._put is queue.Queue._put:
+        if base._put is Queue._put:
             put = q.queue.append
         return put, take, size
     counted = _Counted(q)
