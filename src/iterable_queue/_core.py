@@ -25,7 +25,6 @@ from iterable_queue._ledger import (
     PRODUCER,
     QUEUE,
     SENT,
-    STARTED,
     USED,
     WORKER,
     Ledger,
@@ -48,7 +47,8 @@ def user_line() -> str:
     frame = sys._getframe(1)
     while frame.f_back is not None:
         name = frame.f_globals.get("__name__", "")
-        if name.partition(".")[0] != _PACKAGE or name.startswith(f"{_PACKAGE}.testing"):
+        ours = name.partition(".")[0] == _PACKAGE and not name.startswith(f"{_PACKAGE}.testing")
+        if not ours and name != "typing":  # `IterableQueue[int]()` is called by typing
             break
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
@@ -204,13 +204,16 @@ class Core:
         view = ledger.view(slot)
         if not self.is_mine(view):
             return
+        handed_on = view.flags & (SENT | FORKED)
         if view.kind == QUEUE:
-            if not view.flags & (SENT | STARTED | FORKED):
+            if not handed_on:
                 ledger.close(slot, number)
         elif view.flags & USED:
             self.end(view, "was dropped without close()")
-        elif view.flags & (SENT | STARTED | FORKED):
+        elif handed_on:
             self.set_adrift(view)
+        elif view.owner:
+            self.end(view, "was dropped, without having been used, by the process that took it")
         else:
             ledger.close(slot, number)
 
@@ -262,8 +265,8 @@ class Core:
 
     # -- where things are ------------------------------------------------------------------------
 
-    def before_fork(self) -> None:
-        """Called in the process that is about to fork."""
+    def before_fork(self, arguments: tuple[object, ...]) -> None:
+        """Called in the process that is about to fork, with the child's direct arguments."""
 
     def after_fork_in_parent(self) -> None:
         """Called in that process afterwards."""
@@ -305,7 +308,7 @@ def thread_core(queue: Any, maxsize: int) -> Core:
     ledger = Ledger(runtime, channel)
     runtime.head[ledger_.MAXSIZE] = maxsize
     runtime.head[ledger_.HIGHEST] = channel.size()
-    ledger.me = ledger.open_process(os.getpid(), "")
+    ledger.me = ledger.open_process(os.getpid(), lambda slot: None)
     core = Core(runtime, ledger)
     if channel.atomic:
         core.append_now = queue.put

@@ -125,8 +125,8 @@ class Endpoint:
         if not ledger.take_over(self._slot, self._number, None):
             raise self._elsewhere()
         ledger.cells[self._slot * ledger_.SLOT_SIZE + ledger_.FLAGS] |= ledger_.USED
-        if self.kind == CONSUMER and ledger.channel.atomic:
-            ledger.lean[self._slot] = self._hands
+        if self.kind != PRODUCER:
+            ledger.hands[self._slot] = self._hands
         self._ready = True
 
     def _touch(self) -> None:
@@ -255,7 +255,7 @@ class Endpoint:
 
     def __del__(self) -> None:
         core: Core | None = getattr(self, "_core", None)
-        if core is not None and not self._closed and not core.elsewhere:
+        if core is not None and not self._closed and self._lost is None and not core.elsewhere:
             core.drop(self._slot, self._number)
 
     def __repr__(self) -> str:
@@ -281,12 +281,13 @@ class _Putting(Endpoint, Generic[T]):
         if not self._ready:
             self._use()
         payload = item if self._dumps is None else self._dumps(item)
-        try:
-            with self._lock:
-                if self._ledger.put(self._slot, payload, self._is_worker):
-                    return
-        except KeyError as error:
-            self._core.lock_was_busy(error)
+        if deadline is None:
+            try:
+                with self._lock:
+                    if self._ledger.put(self._slot, payload, self._is_worker):
+                        return
+            except KeyError as error:
+                self._core.lock_was_busy(error)
         self._put_patiently(payload, deadline)
 
     def _put_patiently(self, payload: Any, deadline: float | None) -> None:
@@ -395,11 +396,12 @@ class _Getting(Endpoint, Generic[T_co]):
         pending = hand.pending
         try:
             if not pending:
-                try:
-                    with self._lock:
-                        self._ledger.take(self._slot, hand, 1)
-                except KeyError as error:
-                    self._core.lock_was_busy(error)
+                if deadline is None:
+                    try:
+                        with self._lock:
+                            self._ledger.take(self._slot, hand, 1)
+                    except KeyError as error:
+                        self._core.lock_was_busy(error)
                 if not pending:
                     self._take_patiently(hand, 1, deadline)
             if self._loads is None:
@@ -435,7 +437,8 @@ class _Getting(Endpoint, Generic[T_co]):
             raise Empty("nothing came in time")
 
     def _item_error(self, pending: list[Any], error: Exception) -> ItemError:
-        payload, producer = pending[0]
+        payload, tag = pending[0]
+        producer = tag & ledger_.NUMBER_MASK
         del pending[0]
         failed = ItemError(
             f"an item of producer {producer} ({len(payload)} bytes) could not be unpickled: "

@@ -144,7 +144,8 @@ def pack_error(error: BaseException) -> PackedError:
     except Exception:
         pickled = None
     text = "".join(traceback.format_exception_only(error)).strip()
-    return pickled, text, "".join(traceback.format_exception(error))
+    trace = "" if error.__traceback__ is None else "".join(traceback.format_exception(error))
+    return pickled, text, trace
 
 
 def unpack_error(packed: PackedError) -> BaseException:
@@ -160,7 +161,8 @@ def unpack_error(packed: PackedError) -> BaseException:
                 error = loaded
         except Exception as why:
             error = RemoteError(f"{text} (it could not be unpickled here: {why!r})")
-    error.__cause__ = RemoteTraceback(trace)
+    if trace:
+        error.__cause__ = RemoteTraceback(trace)
     return error
 
 

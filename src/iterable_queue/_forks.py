@@ -7,8 +7,12 @@ a fork made in C, without Python's hooks, is a stated limit.
 from __future__ import annotations
 
 import os
+import sys
+from types import FrameType
 from typing import TYPE_CHECKING
 from weakref import WeakSet
+
+from iterable_queue._errors import IterableQueueError
 
 if TYPE_CHECKING:
     from iterable_queue._core import Core
@@ -35,8 +39,35 @@ def tracked() -> list[Core]:
 
 
 def _before() -> None:
+    arguments = _arguments_of_child()
     for core in tracked():
-        core.before_fork()
+        try:
+            core.before_fork(arguments)
+        except IterableQueueError:
+            pass  # broken, or interrupted in a call: the fork goes on, and later calls say why
+
+
+def _arguments_of_child() -> tuple[object, ...]:
+    """The direct arguments of the process for which multiprocessing is forking right now.
+
+    Nothing public tells them before the fork, and a child that is killed right after it can't
+    tell. So this looks for the call of `Popen._launch(process_obj)` that leads here, which
+    multiprocessing, multiprocess and billiard have; elsewhere there are no direct arguments.
+    """
+    frame = launching_frame()
+    process = None if frame is None else frame.f_locals.get("process_obj")
+    kwargs = getattr(process, "_kwargs", None) or {}
+    return (*(getattr(process, "_args", None) or ()), *kwargs.values())
+
+
+def launching_frame() -> FrameType | None:
+    """The frame of multiprocessing's `_launch` on this thread's stack, if a process is started."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "_launch" and "process_obj" in frame.f_code.co_varnames:
+            return frame
+        frame = frame.f_back
+    return None
 
 
 def _after_in_parent() -> None:

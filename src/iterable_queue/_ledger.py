@@ -136,6 +136,12 @@ NEXT: Final = 11  # next free slot
 TEXT: Final = 12  # the line of user code that made it, as bytes
 SLOT_SIZE: Final = 32
 
+NUMBER_MASK: Final = (1 << 48) - 1
+"""An item's tag is its producer's number, and above these bits how often it was redelivered."""
+
+MAX_DELIVERIES: Final = 3
+"""How often an item is handed out at most, where items are redelivered."""
+
 # Kinds of slot.
 FREE: Final = 0
 PRODUCER: Final = 1
@@ -196,7 +202,7 @@ class Hand:
     which it last came back for more and found nothing. `fold` remembers what it has seen.
     """
 
-    __slots__ = ("busy", "held", "idle_at", "last", "peak", "pending", "pull", "seen", "taken")
+    __slots__ = ("busy", "held", "idle_at", "kept", "last", "peak", "pending", "pull", "seen", "taken")
 
     def __init__(self, channel: Channel, lean: bool) -> None:
         self.busy = False
@@ -205,6 +211,8 @@ class Hand:
         """Items taken under the lock and not finished: they count in the slot's IN_HAND."""
         self.pending: list[Any] = []
         """Payloads not returned to user code yet; survives an interrupt in `get`."""
+        self.kept: list[Any] = []
+        """Copies of what is held, where items are redelivered."""
         self.pull = channel.pull_into(self.pending) if lean else None
         """Moves one item to `pending`, if this hand counts by itself."""
         self.taken = 0
@@ -239,10 +247,22 @@ class Ledger:
     Attributes:
         me: the slot of this process, or 0 while it is not registered.
         cells: the slots; replaced when they grow.
-        lean: for the slots of consumers that count in hands, their hands.
+        hands: those of this process's consumers and workers, by slot.
+        lease: writes down what the endpoint in a slot has in hand, where items are redelivered.
     """
 
-    __slots__ = ("_runtime", "cells", "channel", "end", "head", "items", "lean", "me", "room")
+    __slots__ = (
+        "_runtime",
+        "cells",
+        "channel",
+        "end",
+        "hands",
+        "head",
+        "items",
+        "lease",
+        "me",
+        "room",
+    )
 
     def __init__(self, runtime: Runtime, channel: Channel) -> None:
         self._runtime = runtime
@@ -253,7 +273,8 @@ class Ledger:
         self.end = runtime.end
         self.channel = channel
         self.me = 0
-        self.lean: dict[int, dict[int, Hand]] = {}
+        self.hands: dict[int, dict[int, Hand]] = {}
+        self.lease: Callable[[int], None] | None = None
 
     # -- the lock rule ---------------------------------------------------------------------------
 
@@ -335,6 +356,8 @@ class Ledger:
                 # From here to the store to `stash`: together, whatever a signal handler does.
                 if worker:
                     head[BUSY] += 1
+                if self.lease is not None:
+                    hand.kept += (payload,)
                 pending += (payload,)
                 hand.held += 1
                 cells[base + IN_HAND] += 1
@@ -342,6 +365,8 @@ class Ledger:
                 head[TAKEN] = taken
                 channel.stash[:] = ()
             cells[base + STAMP] = self._runtime.now()
+            if self.lease is not None and (held or hand.held):
+                self.lease(slot)
             if not hand.held:
                 if held:
                     self.settle()
@@ -373,9 +398,11 @@ class Ledger:
     def fold(self) -> None:
         """Bring into the cells what hands have counted by themselves."""
         head, cells = self.head, self.cells
-        for slot, hands in self.lean.items():
+        for slot, hands in self.hands.items():
             base = slot * SLOT_SIZE
             for hand in list(hands.values()):
+                if hand.pull is None:
+                    continue
                 taken = hand.taken
                 in_hand = len(hand.pending) or (hand.last if taken > hand.idle_at else 0)
                 more, held = taken - hand.seen[0], in_hand - hand.seen[1]
@@ -394,6 +421,7 @@ class Ledger:
         flags = cells[base + FLAGS]
         busy = held + (1 if flags & UNASKED else 0)
         hand.held = 0
+        hand.kept[:] = ()
         cells[base + IN_HAND] -= held
         head[FINISHED] += held
         if worker:
@@ -429,7 +457,10 @@ class Ledger:
             self.fold()
             if before == self.taken():
                 pending = sum(
-                    len(hand.pending) for hands in self.lean.values() for hand in hands.values()
+                    len(hand.pending)
+                    for hands in self.hands.values()
+                    for hand in list(hands.values())
+                    if hand.pull is not None
                 )
                 head = self.head
                 return queued + pending + before + head[DROPPED] - head[RETURNED], queued
@@ -559,7 +590,7 @@ class Ledger:
             )
         if kind == CONSUMER and state & ABANDONED:
             raise self.refusal()
-        slot = self._allocate(kind, site)
+        slot = self._allocate(site)
         base = slot * SLOT_SIZE
         cells = self.cells
         cells[base + MAKER] = self.me
@@ -581,9 +612,13 @@ class Ledger:
             head[EVER] += 1
         return slot
 
-    def open_process(self, pid: int, name: str) -> int:
-        """A slot for a process (pid 0: one that is being started). Its road is its own."""
-        slot = self._allocate(PROCESS, name)
+    def open_process(self, pid: int, prepare: Callable[[int], None]) -> int:
+        """A slot for a process (pid 0: one that is being started).
+
+        *prepare* is called with the slot before that counts: to lock what shows that it lives.
+        """
+        slot = self._allocate("")
+        prepare(slot)
         base = slot * SLOT_SIZE
         self.cells[base + MAKER] = self.me
         self.cells[base + STAMP] = self._runtime.now()
@@ -591,7 +626,7 @@ class Ledger:
         self.cells[base + KIND] = PROCESS
         return slot
 
-    def _allocate(self, kind: int, text: str) -> int:
+    def _allocate(self, text: str) -> int:
         """A free slot, blank but for *text*; it counts once its KIND is stored."""
         head = self.head
         slot = head[FREE_SLOT]
@@ -640,7 +675,7 @@ class Ledger:
             return False
         cells[base + OWNER] = self.me
         cells[base + GENERATION] += 1
-        cells[base + FLAGS] &= ~DROPPED_COPY
+        cells[base + FLAGS] &= ~(DROPPED_COPY | SENT | FORKED)
         return True
 
     def assign(self, slot: int, process: int) -> None:
@@ -650,7 +685,7 @@ class Ledger:
             raise IllegalTransition(f"slot {slot} can't be given to {process}")
         self.cells[base + OWNER] = process
         self.cells[base + GENERATION] += 1
-        self.cells[base + FLAGS] |= STARTED
+        self.cells[base + FLAGS] = self.cells[base + FLAGS] & ~(SENT | FORKED) | STARTED
 
     def close(self, slot: int, number: int) -> bool:
         """Close the endpoint. False: it was closed before."""
@@ -661,9 +696,9 @@ class Ledger:
         kind = cells[base + KIND]
         if kind not in (PRODUCER, CONSUMER, WORKER, QUEUE):
             raise IllegalTransition(f"slot {slot} is a {KIND_NAMES[kind]}, which can't be closed")
-        if slot in self.lean:
+        if slot in self.hands:
             self.fold()
-            del self.lean[slot]
+            del self.hands[slot]
         held = cells[base + IN_HAND]
         busy = held + (1 if cells[base + FLAGS] & UNASKED else 0)
         # Together, up to the free list.
@@ -791,7 +826,7 @@ class Ledger:
 
     def views(self, *kinds: int) -> Iterator[SlotView]:
         """Every slot in use, of these kinds if any are named."""
-        for slot in range(1, self.head[SLOTS]):
+        for slot in range(1, min(self.head[SLOTS], len(self.cells) // SLOT_SIZE)):
             kind = self.cells[slot * SLOT_SIZE + KIND]
             if kind != FREE and (not kinds or kind in kinds):
                 yield self.view(slot)

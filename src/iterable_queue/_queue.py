@@ -48,7 +48,7 @@ class IterableQueue(Generic[T]):
     Empty: ClassVar[type[queue.Empty]] = queue.Empty
     Full: ClassVar[type[queue.Full]] = queue.Full
 
-    MAX_DELIVERIES: ClassVar[int] = 3
+    MAX_DELIVERIES: ClassVar[int] = ledger_.MAX_DELIVERIES
     """How often an item is handed out at most with `redeliver=True`."""
 
     __slots__ = ("__weakref__", "_core", "_entered", "_lost", "_maker")
