@@ -90,6 +90,6 @@ __all__ = [
     "RemoteTraceback",
     "Statistics",
     "SupportsPutGet",
-    "WouldDeadlock",
     "Worker",
+    "WouldDeadlock",
 ]

@@ -18,7 +18,6 @@ from iterable_queue import _forks
 from iterable_queue import _ledger as ledger_
 from iterable_queue._errors import EndpointElsewhere, ProducerFailed
 from iterable_queue._ledger import (
-    CONSUMER,
     FORKED,
     KIND_NAMES,
     PROCESS,
@@ -60,11 +59,30 @@ def deadline_of(block: bool, timeout: float | None) -> float | None:
         return 0.0
     if timeout is None:
         return None
-    if not isinstance(timeout, (int, float)):
-        raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r}")
+    _check(timeout, (int, float), "timeout must be a number of seconds or None")
     if not timeout >= 0:
         raise ValueError(f"timeout must be 0 or more seconds, not {timeout!r}")
     return time.monotonic() + timeout
+
+
+def check_int(value: object, name: str) -> None:
+    """Raises TypeError, with the argument's name, unless *value* is an int."""
+    _check(value, int, f"{name} must be an int")
+
+
+def check_bool(value: object, name: str) -> None:
+    """Raises TypeError, with the argument's name, unless *value* is a bool."""
+    _check(value, bool, f"{name} must be a bool")
+
+
+def check_exception(error: object) -> None:
+    """Raises TypeError unless *error* is an exception (an instance, not a class)."""
+    _check(error, BaseException, "error must be an exception")
+
+
+def _check(value: object, kind: type | tuple[type, ...], what: str) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{what}, not {value!r}")
 
 
 class Core:
@@ -80,6 +98,8 @@ class Core:
 
     dumps: Callable[[Any], bytes] | None = None
     loads: Callable[[Any], Any] | None = None
+    spins = 0
+    """How often a busy lock is tried again at once before the caller sleeps for it."""
     append_now: Callable[[Any], object] | None = None
     """For an atomic channel: a C function that appends an item."""
     queue_slot = 2
@@ -229,7 +249,9 @@ class Core:
         """Close an endpoint whose user did not: a producer (or busy worker) has then failed."""
         cells = self.ledger.cells
         base = view.slot * ledger_.SLOT_SIZE
-        busy = view.kind == WORKER and (view.in_hand or cells[base + ledger_.FLAGS] & ledger_.UNASKED)
+        busy = view.kind == WORKER and (
+            view.in_hand or cells[base + ledger_.FLAGS] & ledger_.UNASKED
+        )
         if view.kind in (PRODUCER, QUEUE) or busy:
             self.ledger.fail(
                 view.slot, view.number, self.runtime.errors.pack(self.failure(view, how, cause))
@@ -298,19 +320,17 @@ class Core:
 
 def thread_core(queue: Any, maxsize: int) -> Core:
     """A core for threads, over *queue*; what is on it already counts as put."""
-    from iterable_queue._channels.threads import ThreadChannel  # noqa: PLC0415 - a cycle
-    from iterable_queue._runtime import ThreadRuntime  # noqa: PLC0415
+    from iterable_queue._channels.threads import ThreadChannel
+    from iterable_queue._runtime import ThreadRuntime
 
     runtime = ThreadRuntime(
         ledger_.HEAD_SIZE, (ledger_.WAIT_ITEM, ledger_.WAIT_ROOM, ledger_.WAIT_END)
     )
     channel = ThreadChannel(runtime.head, queue)
     ledger = Ledger(runtime, channel)
-    runtime.head[ledger_.MAXSIZE] = maxsize
-    runtime.head[ledger_.HIGHEST] = channel.size()
+    ledger.set_up(maxsize)
     ledger.me = ledger.open_process(os.getpid(), lambda slot: None)
     core = Core(runtime, ledger)
     if channel.atomic:
         core.append_now = queue.put
     return core
-

@@ -10,11 +10,12 @@ import threading
 from collections.abc import Callable, Iterable
 from queue import Empty, Full
 from threading import get_ident
+from time import monotonic_ns
 from types import TracebackType
 from typing import Any, Generic, NoReturn, Self, TypeVar
 
 from iterable_queue import _ledger as ledger_
-from iterable_queue._core import Core, deadline_of, user_line
+from iterable_queue._core import Core, check_exception, check_int, deadline_of, user_line
 from iterable_queue._errors import (
     ConsumerClosed,
     Done,
@@ -35,10 +36,9 @@ from iterable_queue._ledger import (
     WORKER,
     Hand,
 )
+from iterable_queue._runtime import is_lock_busy
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
-T_contra = TypeVar("T_contra", contravariant=True)
 
 PLAIN_SEQUENCES = (list, tuple, range, str, bytes, bytearray, memoryview, frozenset, set, dict)
 """Iterating over one of these (exactly) can't block, so that `put_many` may gather its items."""
@@ -51,7 +51,7 @@ class Endpoint:
     """One end of a queue, held by one process.
 
     Attributes:
-        _slot, _number: where the ledger counts it, and the number that proves it is the same one.
+        slot, number: where the ledger counts it, and the number that proves it is the same one.
         _ready: this process has used it and may go on; then calls need no further check.
         _closed: closed here, by the caller.
         _lost: why it can't be used here at all, if so; raised by every call.
@@ -73,23 +73,25 @@ class Endpoint:
         "_is_worker",
         "_ledger",
         "_loads",
-        "_lock",
+        "_locks",
         "_lost",
-        "_number",
         "_ready",
         "_size",
-        "_slot",
+        "_stamp_at",
+        "number",
+        "slot",
     )
 
     kind = ledger_.FREE
-    closed_error: type[Exception] = ProducerClosed
+    closed_error: type[ProducerClosed | ConsumerClosed] = ProducerClosed
 
     def __init__(self, core: Core, slot: int, number: int, lost: Exception | None = None) -> None:
         self._core = core
-        self._slot = slot
-        self._number = number
+        self.slot = slot
+        self.number = number
         self._ledger = core.ledger
-        self._lock = core.runtime.lock
+        self._locks = (core.runtime.trylock,) * core.spins + (core.runtime.lock,)
+        self._stamp_at = slot * ledger_.SLOT_SIZE + ledger_.STAMP
         self._ready = False
         self._closed = False
         self._lost = lost
@@ -122,11 +124,11 @@ class Endpoint:
 
     def _use_locked(self) -> None:
         ledger = self._ledger
-        if not ledger.take_over(self._slot, self._number, None):
+        if not ledger.take_over(self.slot, self.number, None):
             raise self._elsewhere()
-        ledger.cells[self._slot * ledger_.SLOT_SIZE + ledger_.FLAGS] |= ledger_.USED
+        ledger.cells[self.slot * ledger_.SLOT_SIZE + ledger_.FLAGS] |= ledger_.USED
         if self.kind != PRODUCER:
-            ledger.hands[self._slot] = self._hands
+            ledger.hands[self.slot] = self._hands
         self._ready = True
 
     def _touch(self) -> None:
@@ -137,8 +139,8 @@ class Endpoint:
 
     def _touch_locked(self) -> None:
         ledger = self._ledger
-        if not ledger.is_open(self._slot, self._number) or not self._core.is_mine(
-            ledger.view(self._slot)
+        if not ledger.is_open(self.slot, self.number) or not self._core.is_mine(
+            ledger.view(self.slot)
         ):
             raise self._elsewhere()
 
@@ -148,14 +150,14 @@ class Endpoint:
         if ledger.head[ledger_.STATE] & (ledger_.CANCELLED | ledger_.BROKEN):
             return ledger.refusal()
         where = "another process, which has closed it or ended"
-        if ledger.is_open(self._slot, self._number):
-            view = ledger.view(self._slot)
+        if ledger.is_open(self.slot, self.number):
+            view = ledger.view(self.slot)
             pid = self._core.pid_of(view.owner or view.maker)
             where = f"process {pid}" if pid else "a process that was started with it"
             if not view.owner:
                 where = f"process {pid}, which made it and is the one to close it until it is taken"
         return EndpointElsewhere(
-            f"{KIND_NAMES[self.kind]} {self._number} belongs to {where}; an endpoint serves the "
+            f"{KIND_NAMES[self.kind]} {self.number} belongs to {where}; an endpoint serves the "
             "first process that takes it. Give every process one of its own, by get_"
             f"{KIND_NAMES[self.kind]}() or clone()"
         )
@@ -170,7 +172,7 @@ class Endpoint:
         """One thread more (or fewer) waits in a call."""
         with self._blocked_lock:
             self._blocked += change
-        self._core.transact(self._ledger.set_blocked, self._slot, self._number, self._blocked)
+        self._core.transact(self._ledger.set_blocked, self.slot, self.number, self._blocked)
 
     # -- what every endpoint can do --------------------------------------------------------------
 
@@ -179,14 +181,14 @@ class Endpoint:
         """True once this endpoint takes part no more."""
         if self._closed or self._lost is not None:
             return True
-        return not self._ledger.is_open(self._slot, self._number)
+        return not self._ledger.is_open(self.slot, self.number)
 
     def close(self) -> None:
         """Take part no more. Closing again does nothing."""
         if self._closed:
             return
         self._touch()
-        self._finish(self._ledger.close, self._slot, self._number)
+        self._finish(self._ledger.close, self.slot, self.number)
 
     def _finish(self, transition: Callable[..., object], *args: object) -> None:
         self._core.transact(self._finish_locked, transition, args)
@@ -198,11 +200,10 @@ class Endpoint:
 
     def fail(self, error: BaseException) -> None:
         """Close, and let the consumers know that what was put is not all, and why."""
-        if not isinstance(error, BaseException):
-            raise TypeError(f"error must be an exception, not {error!r}")
+        check_exception(error)
         self._touch()
         packed = self._core.runtime.errors.pack(error)
-        self._finish(self._ledger.fail, self._slot, self._number, packed)
+        self._finish(self._ledger.fail, self.slot, self.number, packed)
 
     def qsize(self) -> int:
         """The number of items put and not taken: exact at some moment during the call."""
@@ -217,9 +218,11 @@ class Endpoint:
         """`qsize() >= maxsize`; always False on an unbounded queue."""
         return 0 < self._ledger.head[ledger_.MAXSIZE] <= self.qsize()
 
-    def _clone_slot(self) -> int:
+    def _open_clone(self) -> tuple[Core, int, int]:
         self._touch()
-        return self._core.transact(self._ledger.open, self.kind, user_line(), clone=True)
+        core = self._core
+        slot, number = core.transact(self._ledger.open, self.kind, user_line(), clone=True)
+        return core, slot, number
 
     def __enter__(self) -> Self:
         self._use()
@@ -245,7 +248,7 @@ class Endpoint:
                 f"{self!r} has been used in this process and stays here; pickle a clone() of it"
             )
         self._check_open()
-        return self._core.reduce(self, self._slot, self._number)
+        return self._core.reduce(self, self.slot, self.number)
 
     def __copy__(self) -> NoReturn:
         raise TypeError(f"{self!r} can't be copied, it would count twice; use clone()")
@@ -256,10 +259,10 @@ class Endpoint:
     def __del__(self) -> None:
         core: Core | None = getattr(self, "_core", None)
         if core is not None and not self._closed and self._lost is None and not core.elsewhere:
-            core.drop(self._slot, self._number)
+            core.drop(self.slot, self.number)
 
     def __repr__(self) -> str:
-        return f"<{KIND_NAMES[self.kind]} {self._number}{' (closed)' if self._closed else ''}>"
+        return f"<{KIND_NAMES[self.kind]} {self.number}{' (closed)' if self._closed else ''}>"
 
 
 class _Putting(Endpoint, Generic[T]):
@@ -274,6 +277,7 @@ class _Putting(Endpoint, Generic[T]):
             head = self._head
             if self._ready and head[STATE] <= CLOSED:
                 self._append(item)
+                self._ledger.cells[self._stamp_at] = monotonic_ns()
                 if head[WAIT_ITEM]:
                     self._core.transact(self._ledger.items.notify)
                 return
@@ -281,20 +285,24 @@ class _Putting(Endpoint, Generic[T]):
         if not self._ready:
             self._use()
         payload = item if self._dumps is None else self._dumps(item)
+        self._ledger.cells[self._stamp_at] = monotonic_ns()
         if deadline is None:
-            try:
-                with self._lock:
-                    if self._ledger.put(self._slot, payload, self._is_worker):
-                        return
-            except KeyError as error:
-                self._core.lock_was_busy(error)
+            for lock in self._locks:
+                try:
+                    with lock:
+                        if self._ledger.put(self.slot, self.number, payload, self._is_worker):
+                            return
+                        break
+                except KeyError as error:
+                    if not is_lock_busy(error):
+                        raise
         self._put_patiently(payload, deadline)
 
     def _put_patiently(self, payload: Any, deadline: float | None) -> None:
         def attempt() -> bool:
             if not self._ready:
                 raise ProducerClosed(f"{self!r} was closed while another thread waited in put")
-            return self._ledger.put(self._slot, payload, self._is_worker)
+            return self._ledger.put(self.slot, self.number, payload, self._is_worker)
 
         if not self._core.wait(attempt, self._core.runtime.room, deadline, self):
             maxsize = self._ledger.head[ledger_.MAXSIZE]
@@ -329,7 +337,7 @@ class _Putting(Endpoint, Generic[T]):
             if not self._ready:
                 raise ProducerClosed(f"{self!r} was closed while another thread waited in put_many")
             while payloads:
-                if not self._ledger.put(self._slot, payloads[0], self._is_worker):
+                if not self._ledger.put(self.slot, self.number, payloads[0], self._is_worker):
                     return False
                 del payloads[0]
             return True
@@ -337,15 +345,15 @@ class _Putting(Endpoint, Generic[T]):
         self._core.wait(attempt, self._core.runtime.room, None, self)
 
 
-class ProducerEndpoint(_Putting[T_contra]):
+class ProducerEndpoint(_Putting[T]):
     """The real `Producer`."""
 
     __slots__ = ()
     kind = PRODUCER
 
-    def clone(self) -> ProducerEndpoint[T_contra]:
+    def clone(self) -> ProducerEndpoint[T]:
         """Another producer on the same queue, counted by itself, even after the queue's close."""
-        return made(ProducerEndpoint, self._core, self._clone_slot())
+        return ProducerEndpoint(*self._open_clone())
 
     def _leave(self, exc: BaseException | None) -> None:
         if exc is None:
@@ -354,14 +362,14 @@ class ProducerEndpoint(_Putting[T_contra]):
             self.fail(exc)
 
 
-class _Getting(Endpoint, Generic[T_co]):
+class _Getting(Endpoint, Generic[T]):
     """`get` and its kin, for consumers and workers."""
 
     __slots__ = ()
 
-    closed_error = ConsumerClosed
+    closed_error: type[ProducerClosed | ConsumerClosed] = ConsumerClosed
 
-    def get(self, block: bool = True, timeout: float | None = None) -> T_co:
+    def get(self, block: bool = True, timeout: float | None = None) -> T:
         """Take the next item; see `Consumer.get`."""
         hand = self._hands.get(get_ident())
         if hand is not None and hand.pull is not None and hand.last == 1 and timeout is None:
@@ -369,8 +377,7 @@ class _Getting(Endpoint, Generic[T_co]):
             pending = hand.pending
             queued = self._size()
             if queued or pending:
-                if queued > hand.peak:
-                    hand.peak = queued
+                hand.peak = max(hand.peak, queued)
                 try:
                     if not pending:
                         hand.pull()
@@ -380,6 +387,7 @@ class _Getting(Endpoint, Generic[T_co]):
                 else:
                     hand.taken += 1
                     del pending[0]
+                    self._ledger.cells[self._stamp_at] = monotonic_ns()
                     if self._head[WAIT_ROOM]:
                         self._core.transact(self._ledger.room.notify)
                     return item
@@ -389,19 +397,25 @@ class _Getting(Endpoint, Generic[T_co]):
         if hand is None:
             hand = self._new_hand()
         if hand.busy:
-            raise WouldDeadlock(f"{self!r}: get was called by what interrupted a get of this thread")
+            raise WouldDeadlock(
+                f"{self!r}: get was called by what interrupted a get of this thread"
+            )
         hand.busy = True
         # What an interrupt keeps from being returned stays in `pending`, for the next call: after
         # `loads`, no signal handler runs before the caller has the item.
         pending = hand.pending
         try:
             if not pending:
+                self._ledger.cells[self._stamp_at] = monotonic_ns()
                 if deadline is None:
-                    try:
-                        with self._lock:
-                            self._ledger.take(self._slot, hand, 1)
-                    except KeyError as error:
-                        self._core.lock_was_busy(error)
+                    for lock in self._locks:
+                        try:
+                            with lock:
+                                self._ledger.take(self.slot, hand, 1)
+                                break
+                        except KeyError as error:
+                            if not is_lock_busy(error):
+                                raise
                 if not pending:
                     self._take_patiently(hand, 1, deadline)
             if self._loads is None:
@@ -426,11 +440,14 @@ class _Getting(Endpoint, Generic[T_co]):
         def attempt() -> bool:
             if not self._ready:
                 raise ConsumerClosed(f"{self!r} was closed while another thread waited in get")
-            if self._ledger.take(self._slot, hand, limit):
+            if self._ledger.take(self.slot, hand, limit):
                 return True
             verdict = self._ledger.verdict()
-            if verdict is not None:
-                raise verdict
+            try:
+                if verdict is not None:
+                    raise verdict
+            finally:
+                del verdict  # or error, traceback and this frame would keep the queue alive
             return False
 
         if not self._core.wait(attempt, self._core.runtime.items, deadline, self):
@@ -448,14 +465,13 @@ class _Getting(Endpoint, Generic[T_co]):
         failed.payload = bytes(payload)
         return failed
 
-    def get_nowait(self) -> T_co:
+    def get_nowait(self) -> T:
         """`get(block=False)`."""
         return self.get(block=False)
 
-    def get_many(self, limit: int) -> list[T_co]:
+    def get_many(self, limit: int) -> list[T]:
         """Wait for one item, then take up to *limit* that are there; see `Consumer.get_many`."""
-        if not isinstance(limit, int):
-            raise TypeError(f"limit must be a number of items, not {limit!r}")
+        check_int(limit, "limit")
         if limit < 1:
             raise ValueError(f"limit must be 1 or more items, not {limit}")
         if not self._ready:
@@ -478,11 +494,11 @@ class _Getting(Endpoint, Generic[T_co]):
         finally:
             hand.busy = False
 
-    def _open_items(self, pending: list[Any], limit: int) -> tuple[list[T_co], Exception | None]:
+    def _open_items(self, pending: list[Any], limit: int) -> tuple[list[T], Exception | None]:
         """Up to *limit* items of *pending*, and the error at which they end early."""
         if self._loads is None:
             return pending[:limit], None
-        items: list[T_co] = []
+        items: list[T] = []
         for payload in pending[:limit]:
             try:
                 items.append(self._loads(payload[0]))
@@ -493,7 +509,7 @@ class _Getting(Endpoint, Generic[T_co]):
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> T_co:
+    def __next__(self) -> T:
         try:
             return self.get()
         except Done:
@@ -502,7 +518,7 @@ class _Getting(Endpoint, Generic[T_co]):
     def _finish_locked(self, transition: Callable[..., object], args: tuple[object, ...]) -> None:
         for hand in list(self._hands.values()):
             if not hand.busy:  # what a call is about to return is returned
-                self._ledger.give_back(self._slot, hand)
+                self._ledger.give_back(self.slot, hand)
         self._hands.clear()
         super()._finish_locked(transition, args)
 
@@ -511,15 +527,15 @@ class _Getting(Endpoint, Generic[T_co]):
         self._hands.clear()
 
 
-class ConsumerEndpoint(_Getting[T_co]):
+class ConsumerEndpoint(_Getting[T]):
     """The real `Consumer`."""
 
     __slots__ = ()
     kind = CONSUMER
 
-    def clone(self) -> ConsumerEndpoint[T_co]:
+    def clone(self) -> ConsumerEndpoint[T]:
         """Another consumer on the same queue, counted by itself."""
-        return made(ConsumerEndpoint, self._core, self._clone_slot())
+        return ConsumerEndpoint(*self._open_clone())
 
 
 class WorkerEndpoint(_Getting[T], _Putting[T]):
@@ -530,24 +546,15 @@ class WorkerEndpoint(_Getting[T], _Putting[T]):
 
     def clone(self) -> WorkerEndpoint[T]:
         """Another worker on the same queue, counted by itself."""
-        return made(WorkerEndpoint, self._core, self._clone_slot())
+        return WorkerEndpoint(*self._open_clone())
 
     def _leave(self, exc: BaseException | None) -> None:
         # Work cut short is a failure; an error that came while nothing was in hand, such as
         # ProducerFailed from get, is not this worker's.
-        flags = self._ledger.cells[self._slot * ledger_.SLOT_SIZE + ledger_.FLAGS]
+        flags = self._ledger.cells[self.slot * ledger_.SLOT_SIZE + ledger_.FLAGS]
         if exc is not None and (
             flags & ledger_.UNASKED or any(hand.held for hand in self._hands.values())
         ):
             self.fail(exc)
         else:
             self.close()
-
-
-E_co = TypeVar("E_co", bound=Endpoint)
-
-
-def made(cls: type[E_co], core: Core, slot: int) -> E_co:
-    """The endpoint that this process has just opened in *slot*."""
-    number = core.ledger.cells[slot * ledger_.SLOT_SIZE + ledger_.NUMBER]
-    return cls(core, slot, number)

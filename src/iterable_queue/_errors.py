@@ -9,7 +9,6 @@ The four names at the end are those of release 1.x, kept for code that catches t
 
 from __future__ import annotations
 
-import traceback
 from typing import Any
 
 
@@ -135,7 +134,8 @@ PackedError = tuple[bytes | None, str, str]
 
 def pack_error(error: BaseException) -> PackedError:
     """Make *error* fit to travel; never raises for an error that can't be pickled."""
-    import pickle  # noqa: PLC0415 - costs import time that a thread queue never needs to pay
+    import pickle
+    import traceback
 
     pickled: bytes | None
     try:
@@ -150,7 +150,7 @@ def pack_error(error: BaseException) -> PackedError:
 
 def unpack_error(packed: PackedError) -> BaseException:
     """The error again, with the other process's traceback as its cause."""
-    import pickle  # noqa: PLC0415 - as above
+    import pickle
 
     pickled, text, trace = packed
     error: BaseException = RemoteError(text)

@@ -40,7 +40,7 @@ def statistics(core: Core) -> Statistics:
         open_workers=head[ledger_.WORKERS],
         put=put,
         taken=core.ledger.taken(),
-        finished=head[ledger_.FINISHED],
+        finished=core.ledger.finished(),
         queued=queued,
         lost=head[ledger_.LOST],
         redelivered=head[ledger_.REDELIVERED],
@@ -74,9 +74,9 @@ def explain(core: Core) -> str:
 
 def _summary(core: Core, stats: Statistics, views: list[SlotView]) -> str:
     if stats.state in ("done", "failed"):
-        unfinished = stats.taken - stats.finished - stats.lost - core.ledger.head[ledger_.RETURNED]
-        if unfinished:
-            return f"{stats.state}, but {unfinished} item(s) are still in hand"
+        in_hand = core.ledger.in_hand()
+        if in_hand:
+            return f"{stats.state}, but {in_hand} item(s) are still in hand"
         return stats.state
     if stats.state in ("cancelled", "broken", "abandoned"):
         return f"{stats.state}: {core.ledger.refusal()}"

@@ -23,7 +23,7 @@ _hooked = False
 
 def track(core: Core) -> None:
     """Tell *core* of every fork of this process from now on, while it lives."""
-    global _hooked  # noqa: PLW0603 - one set of hooks a process, however many queues
+    global _hooked
     if not _hooked:
         _hooked = True
         if hasattr(os, "register_at_fork"):

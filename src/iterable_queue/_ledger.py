@@ -55,7 +55,7 @@ whenever totals are asked for. All else, and every wait, goes by the lock.
 Invariants (with the lock free, after `fold`)
 -------------------------------
 * what was put = what the channel holds + TAKEN + DROPPED - RETURNED
-* TAKEN = FINISHED + LOST + RETURNED + the sum of IN_HAND over the slots
+* what is finished = TAKEN - LOST - RETURNED - the sum of IN_HAND over the slots
 * PRODUCERS, CONSUMERS, WORKERS are the numbers of slots of that kind
 * BUSY = the sum over workers of IN_HAND, plus the workers that have the flag UNASKED
 * an illegal transition raises `IllegalTransition` and changes nothing
@@ -90,7 +90,6 @@ STATE: Final = 0  # CLOSED | CANCELLED | ABANDONED | BROKEN
 MAXSIZE: Final = 1  # most items queued; 0: unbounded
 LEAN: Final = 2  # of the hand-outs, those counted in hands
 TAKEN: Final = 3  # hand-outs to user code under the lock
-FINISHED: Final = 4  # items whose taker asked for the next or closed
 LOST: Final = 5  # items in the hands of killed consumers, not handed out again
 RETURNED: Final = 6  # hand-outs taken back: undelivered ones of a closed consumer, redeliveries
 REDELIVERED: Final = 7  # of these, those of killed consumers
@@ -180,15 +179,19 @@ class Channel(Protocol):
 
     def size(self) -> int:
         """How many items there are; exact at some moment during the call."""
+        ...
 
     def peek(self) -> Any:
         """The next item, or EMPTY. It is gone from the ledger's next store to TAKEN on."""
+        ...
 
     def pull_into(self, pending: list[Any]) -> Callable[[], object] | None:
         """For an atomic channel: a C function that moves one item to *pending* or raises Empty."""
+        ...
 
     def unwrap(self, payload: Any) -> tuple[Any, int]:
         """The arguments with which `append` got what `peek` returned."""
+        ...
 
     def clear(self) -> None:
         """Drop everything."""
@@ -202,7 +205,18 @@ class Hand:
     which it last came back for more and found nothing. `fold` remembers what it has seen.
     """
 
-    __slots__ = ("busy", "held", "idle_at", "kept", "last", "peak", "pending", "pull", "seen", "taken")
+    __slots__ = (
+        "busy",
+        "held",
+        "idle_at",
+        "kept",
+        "last",
+        "peak",
+        "pending",
+        "pull",
+        "seen",
+        "taken",
+    )
 
     def __init__(self, channel: Channel, lean: bool) -> None:
         self.busy = False
@@ -252,6 +266,7 @@ class Ledger:
     """
 
     __slots__ = (
+        "_maxsize",
         "_runtime",
         "cells",
         "channel",
@@ -272,9 +287,17 @@ class Ledger:
         self.room = runtime.room
         self.end = runtime.end
         self.channel = channel
+        self._maxsize = self.head[MAXSIZE]
         self.me = 0
         self.hands: dict[int, dict[int, Hand]] = {}
         self.lease: Callable[[int], None] | None = None
+
+    def set_up(self, maxsize: int, *, cancel: bool = False, redeliver: bool = False) -> None:
+        """Once, by the queue's maker, before anybody else knows of it."""
+        self.head[MAXSIZE] = self._maxsize = maxsize
+        self.head[CANCEL_ON_FAILURE] = cancel
+        self.head[REDELIVER] = redeliver
+        self.head[HIGHEST] = self.channel.size()
 
     # -- the lock rule ---------------------------------------------------------------------------
 
@@ -299,27 +322,21 @@ class Ledger:
 
     # -- items: the hot path ---------------------------------------------------------------------
 
-    def put(self, slot: int, payload: Any, worker: bool) -> bool:
-        """Put *payload* for the endpoint in *slot*. False: no room. Raises if it may not."""
+    def put(self, slot: int, number: int, payload: Any, worker: bool) -> bool:
+        """Put *payload* for the endpoint. False: no room. Raises if it may not."""
         head = self.head
         if head[HOLDER]:
             raise self._nested()
         head[HOLDER] = self.me
         try:
-            if head[STATE] & (CANCELLED | ABANDONED | BROKEN):
+            if head[STATE] > CLOSED:
                 raise self.refusal()
-            queued = self.channel.size()
             if worker:
                 if self.drained():
                     raise ProducerClosed("the queue is done: a worker may put only while it is not")
-            elif 0 < head[MAXSIZE] <= queued:
+            elif self._maxsize and self.channel.size() >= self._maxsize:
                 return False
-            cells = self.cells
-            base = slot * SLOT_SIZE
-            self.channel.append(payload, cells[base + NUMBER])
-            if queued >= head[HIGHEST]:
-                head[HIGHEST] = queued + 1
-            cells[base + STAMP] = self._runtime.now()
+            self.channel.append(payload, number)
             if head[WAIT_ITEM]:
                 self.items.notify()
             return True
@@ -336,20 +353,31 @@ class Ledger:
             raise self._nested()
         head[HOLDER] = self.me
         try:
-            if head[STATE] & (CANCELLED | BROKEN):
+            if head[STATE] > ABANDONED:
                 raise self.refusal()
-            cells = self.cells
-            base = slot * SLOT_SIZE
-            worker = cells[base + KIND] == WORKER
             if hand.pull is not None:
-                return self._take_lean(base, hand, limit)
-            held = hand.held
-            if held or cells[base + FLAGS] & UNASKED:
-                self._finish(base, hand, worker)
+                return self._take_lean(slot * SLOT_SIZE, hand, limit)
             channel = self.channel
             pending = hand.pending
             taken = head[TAKEN]
-            while len(pending) < limit:
+            queued = channel.size()
+            head[HIGHEST] = max(head[HIGHEST], queued)
+            if queued and limit == 1 and hand.held == 1 and self.lease is None:
+                # One finished, one taken: IN_HAND and BUSY stay as they are.
+                payload = channel.peek()
+                pending += (payload,)
+                head[TAKEN] = taken + 1
+                channel.stash[:] = ()
+                if head[WAIT_ROOM]:
+                    self.room.notify()
+                return True
+            cells = self.cells
+            base = slot * SLOT_SIZE
+            worker = cells[base + KIND] == WORKER
+            held = hand.held
+            if held or cells[base + FLAGS] & UNASKED:
+                self._finish(base, hand, worker)
+            while queued and len(pending) < limit:
                 payload = channel.peek()
                 if payload is EMPTY:
                     break
@@ -364,7 +392,6 @@ class Ledger:
                 taken += 1
                 head[TAKEN] = taken
                 channel.stash[:] = ()
-            cells[base + STAMP] = self._runtime.now()
             if self.lease is not None and (held or hand.held):
                 self.lease(slot)
             if not hand.held:
@@ -382,7 +409,6 @@ class Ledger:
         assert hand.pull is not None
         hand.idle_at = hand.taken
         hand.last = 1
-        self.cells[base + STAMP] = self._runtime.now()
         hand.peak = max(hand.peak, self.channel.size())
         try:
             while len(hand.pending) < limit:
@@ -409,7 +435,6 @@ class Ledger:
                 # Together: no call and no jump before the last of these.
                 hand.seen = (taken, in_hand)
                 head[LEAN] += more
-                head[FINISHED] += more - held
                 cells[base + IN_HAND] += held
                 head[HIGHEST] = max(head[HIGHEST], hand.peak)
         head[HIGHEST] = max(head[HIGHEST], self.channel.size())
@@ -423,7 +448,6 @@ class Ledger:
         hand.held = 0
         hand.kept[:] = ()
         cells[base + IN_HAND] -= held
-        head[FINISHED] += held
         if worker:
             head[BUSY] -= busy
             cells[base + FLAGS] = flags & ~UNASKED
@@ -468,22 +492,29 @@ class Ledger:
     # -- what the queue is in for ----------------------------------------------------------------
 
     def drained(self) -> bool:
-        """Closed, nothing left, and nobody who may put."""
+        """Nothing is left, and nothing can come any more.
+
+        What is in hand may come back where items are redelivered.
+        """
         head = self.head
-        return bool(
-            head[STATE] & CLOSED
-            and not head[PRODUCERS]
-            and not head[BUSY]
-            and self.channel.size() == 0
-        )
+        if not head[STATE] & CLOSED or head[PRODUCERS] or head[BUSY] or self.channel.size():
+            return False
+        return not head[REDELIVER] or self.in_hand() == 0
 
     def settled(self) -> bool:
         """Drained, and everything that was taken is finished (or lost)."""
-        head = self.head
-        if not self.drained():
-            return False
+        return self.drained() and self.in_hand() == 0
+
+    def in_hand(self) -> int:
+        """Items handed out and not finished."""
         self.fold()
-        return self.taken() == head[FINISHED] + head[LOST] + head[RETURNED]
+        cells = self.cells
+        return sum(cells[IN_HAND + SLOT_SIZE : self.head[SLOTS] * SLOT_SIZE : SLOT_SIZE])
+
+    def finished(self) -> int:
+        """Items whose taker asked for the next one, or closed."""
+        in_hand = self.in_hand()
+        return self.taken() - self.head[LOST] - self.head[RETURNED] - in_hand
 
     def settle(self) -> None:
         """Decide again what the queue is in for, and wake whom it concerns.
@@ -504,7 +535,7 @@ class Ledger:
                 self._wake_everybody()
             else:
                 head[STATE] = state & ~ABANDONED
-                if not queued and not producing:
+                if self.drained():
                     self._wake_everybody()
 
     def _wake_everybody(self) -> None:
@@ -573,8 +604,8 @@ class Ledger:
 
     # -- endpoints -------------------------------------------------------------------------------
 
-    def open(self, kind: int, site: str, *, clone: bool = False) -> int:
-        """A new endpoint of *kind*, made by this process at *site*. Returns its slot.
+    def open(self, kind: int, site: str, *, clone: bool = False) -> tuple[int, int]:
+        """A new endpoint of *kind*, made by this process at *site*. Returns its slot and number.
 
         Raises `QueueClosed` (not for a clone), `ConsumersGone`, `Cancelled`, `ChannelBroken`.
         """
@@ -610,7 +641,7 @@ class Ledger:
             head[WORKERS] += 1
             head[BUSY] += 1
             head[EVER] += 1
-        return slot
+        return slot, cells[base + NUMBER]
 
     def open_process(self, pid: int, prepare: Callable[[int], None]) -> int:
         """A slot for a process (pid 0: one that is being started).
@@ -699,20 +730,18 @@ class Ledger:
         if slot in self.hands:
             self.fold()
             del self.hands[slot]
-        held = cells[base + IN_HAND]
-        busy = held + (1 if cells[base + FLAGS] & UNASKED else 0)
+        busy = cells[base + IN_HAND] + (1 if cells[base + FLAGS] & UNASKED else 0)
         # Together, up to the free list.
         if kind == PRODUCER:
             head[PRODUCERS] -= 1
         elif kind == CONSUMER:
             head[CONSUMERS] -= 1
-            head[FINISHED] += held
         elif kind == WORKER:
             head[WORKERS] -= 1
             head[BUSY] -= busy
-            head[FINISHED] += held
         else:
             head[STATE] |= CLOSED
+        cells[base + IN_HAND] = 0
         cells[base + KIND] = FREE
         cells[base + NEXT] = head[FREE_SLOT]
         head[FREE_SLOT] = slot

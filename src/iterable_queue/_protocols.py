@@ -22,18 +22,22 @@ class Endpoint(Protocol):
     @property
     def closed(self) -> bool:
         """True once this endpoint takes part no more."""
+        ...
 
     def close(self) -> None:
         """Take part no more. Closing again does nothing."""
 
     def qsize(self) -> int:
         """The number of items put and not taken: exact at some moment during the call."""
+        ...
 
     def empty(self) -> bool:
         """`qsize() == 0`."""
+        ...
 
     def full(self) -> bool:
         """`qsize() >= maxsize`; always False on an unbounded queue."""
+        ...
 
     def __enter__(self) -> Self: ...
 
@@ -74,6 +78,7 @@ class Producer(Endpoint, Protocol[T_contra]):
 
     def clone(self) -> Producer[T_contra]:
         """Another producer on the same queue, counted by itself, even after the queue's close."""
+        ...
 
 
 class Consumer(Endpoint, Protocol[T_co]):
@@ -89,9 +94,11 @@ class Consumer(Endpoint, Protocol[T_co]):
         came in time, `Done` or `ProducerFailed` where nothing can come any more,
         `ConsumerClosed`, `Cancelled`, or `ItemError` for an item that can't be unpickled.
         """
+        ...
 
     def get_nowait(self) -> T_co:
         """`get(block=False)`."""
+        ...
 
     def get_many(self, limit: int) -> Sequence[T_co]:
         """Wait for one item, then take up to *limit* (at least 1) that are there already.
@@ -99,9 +106,11 @@ class Consumer(Endpoint, Protocol[T_co]):
         Raises as `get` does. Where an item can't be unpickled, those before it are returned, and
         the next call raises `ItemError`.
         """
+        ...
 
     def clone(self) -> Consumer[T_co]:
         """Another consumer on the same queue, counted by itself."""
+        ...
 
     def __iter__(self) -> Iterator[T_co]: ...
 
@@ -130,6 +139,7 @@ class Worker(Consumer[T], Protocol[T]):
 
     def clone(self) -> Worker[T]:
         """Another worker on the same queue, counted by itself."""
+        ...
 
 
 class Context(Protocol):
@@ -141,8 +151,9 @@ class Context(Protocol):
     `ForkingPickler`.
     """
 
-    def RLock(self) -> object:  # noqa: N802 - the standard library's name
+    def RLock(self) -> object:
         """A new lock of the context's kind."""
+        ...
 
 
 class SupportsPutGet(Protocol[T]):
@@ -150,9 +161,11 @@ class SupportsPutGet(Protocol[T]):
 
     def put(self, item: T, /) -> object:
         """Put one item; never called when the queue says that it is full."""
+        ...
 
     def get(self, block: bool = ..., /) -> T:
         """Take one item; never called when the queue is empty."""
+        ...
 
 
 class Statistics(NamedTuple):

@@ -6,10 +6,18 @@ import queue
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
-from iterable_queue import _ledger as ledger_
 from iterable_queue import _errors
-from iterable_queue._core import Core, deadline_of, thread_core, user_line
-from iterable_queue._endpoints import ConsumerEndpoint, ProducerEndpoint, WorkerEndpoint, made
+from iterable_queue import _ledger as ledger_
+from iterable_queue._core import (
+    Core,
+    check_bool,
+    check_exception,
+    check_int,
+    deadline_of,
+    thread_core,
+    user_line,
+)
+from iterable_queue._endpoints import ConsumerEndpoint, ProducerEndpoint, WorkerEndpoint
 from iterable_queue._errors import WouldDeadlock
 from iterable_queue._ledger import CONSUMER, PRODUCER, QUEUE, WORKER
 from iterable_queue._protocols import (
@@ -61,19 +69,18 @@ class IterableQueue(Generic[T]):
         on_failure: Literal["raise", "cancel"] = "raise",
         redeliver: bool = False,
     ) -> None:
-        _check_maxsize(maxsize)
+        check_int(maxsize, "maxsize")
         if on_failure not in ("raise", "cancel"):
             raise ValueError(f"on_failure must be 'raise' or 'cancel', not {on_failure!r}")
-        if not isinstance(redeliver, bool):
-            raise TypeError(f"redeliver must be a bool, not {redeliver!r}")
-        from iterable_queue._shared import make_shared_core  # noqa: PLC0415 - threads need none
+        check_bool(redeliver, "redeliver")
+        from iterable_queue._shared import make_shared_core
 
         core = make_shared_core(
             context, max(maxsize, 0), cancel=on_failure == "cancel", redeliver=redeliver
         )
-        self._begin(core, maker=True)
+        self.begin(core, maker=True)
 
-    def _begin(self, core: Core, *, maker: bool, lost: Exception | None = None) -> None:
+    def begin(self, core: Core, *, maker: bool, lost: Exception | None = None) -> None:
         self._core = core
         self._entered = 0
         self._maker = maker
@@ -84,9 +91,9 @@ class IterableQueue(Generic[T]):
     @classmethod
     def threaded(cls, maxsize: int = 0) -> Self:
         """A queue for threads of one process: no pickling, strictly first in, first out."""
-        _check_maxsize(maxsize)
+        check_int(maxsize, "maxsize")
         self = cls.__new__(cls)
-        self._begin(thread_core(queue.SimpleQueue(), max(maxsize, 0)), maker=True)
+        self.begin(thread_core(queue.SimpleQueue(), max(maxsize, 0)), maker=True)
         return self
 
     @classmethod
@@ -101,7 +108,7 @@ class IterableQueue(Generic[T]):
                 raise TypeError(f"queue must have put() and get(), and {queue!r} has no {name}()")
         maxsize = getattr(queue, "maxsize", 0)
         self = cls.__new__(cls)
-        self._begin(
+        self.begin(
             thread_core(queue, max(maxsize, 0) if isinstance(maxsize, int) else 0), maker=True
         )
         return self
@@ -110,22 +117,23 @@ class IterableQueue(Generic[T]):
 
     def get_producer(self) -> Producer[T]:
         """A new producer. Raises `QueueClosed` after `close()`."""
-        producer: ProducerEndpoint[T] = made(ProducerEndpoint, self._core, self._open(PRODUCER))
+        producer: ProducerEndpoint[T] = ProducerEndpoint(*self._open(PRODUCER))
         return producer
 
     def get_consumer(self) -> Consumer[T]:
         """A new consumer, after `close()` too. Raises `ConsumersGone` if the queue is abandoned."""
-        consumer: ConsumerEndpoint[T] = made(ConsumerEndpoint, self._core, self._open(CONSUMER))
+        consumer: ConsumerEndpoint[T] = ConsumerEndpoint(*self._open(CONSUMER))
         return consumer
 
     def get_worker(self) -> Worker[T]:
         """A new worker. Raises `QueueClosed` after `close()`."""
-        worker: WorkerEndpoint[T] = made(WorkerEndpoint, self._core, self._open(WORKER))
+        worker: WorkerEndpoint[T] = WorkerEndpoint(*self._open(WORKER))
         return worker
 
-    def _open(self, kind: int) -> int:
+    def _open(self, kind: int) -> tuple[Core, int, int]:
         core = self._here()
-        return core.transact(core.ledger.open, kind, user_line())
+        slot, number = core.transact(core.ledger.open, kind, user_line())
+        return core, slot, number
 
     def _here(self) -> Core:
         """The core, once it is sure that this process may use it."""
@@ -147,8 +155,8 @@ class IterableQueue(Generic[T]):
 
         *error* says why and becomes its cause. Only the first cancel counts.
         """
-        if error is not None and not isinstance(error, BaseException):
-            raise TypeError(f"error must be an exception or None, not {error!r}")
+        if error is not None:
+            check_exception(error)
         core = self._here()
         packed = None if error is None else core.runtime.errors.pack(error)
         core.transact(core.ledger.cancel, packed)
@@ -176,9 +184,12 @@ class IterableQueue(Generic[T]):
 
         def attempt() -> bool:
             verdict = core.ledger.join_verdict()
-            if isinstance(verdict, Exception):
-                raise verdict
-            return verdict
+            try:
+                if isinstance(verdict, Exception):
+                    raise verdict
+                return verdict
+            finally:
+                del verdict  # or error, traceback and this frame would keep the queue alive
 
         return core.wait(attempt, core.runtime.end, deadline)
 
@@ -215,7 +226,7 @@ class IterableQueue(Generic[T]):
 
     def statistics(self) -> Statistics:
         """A snapshot of the counts."""
-        from iterable_queue._explain import statistics  # noqa: PLC0415 - on demand
+        from iterable_queue._explain import statistics
 
         core = self._here()
         core.look()
@@ -223,7 +234,7 @@ class IterableQueue(Generic[T]):
 
     def explain(self) -> str:
         """Why the queue is not done yet, in words that a person can act on."""
-        from iterable_queue._explain import explain  # noqa: PLC0415 - on demand
+        from iterable_queue._explain import explain
 
         core = self._here()
         core.look()
@@ -245,8 +256,3 @@ class IterableQueue(Generic[T]):
         core: Core | None = getattr(self, "_core", None)
         if core is not None and self._maker and not core.elsewhere:
             core.drop(core.queue_slot, 0)
-
-
-def _check_maxsize(maxsize: int) -> None:
-    if not isinstance(maxsize, int):
-        raise TypeError(f"maxsize must be an int, not {maxsize!r}")

@@ -125,18 +125,21 @@ class ErrorStore(Protocol):
 
     def pack(self, error: BaseException) -> object:
         """Make *error* fit to be kept. Called without the lock: it runs user code."""
+        ...
 
     def add_failure(self, packed: object) -> None:
         """Keep one more failure. Called with the lock held."""
 
     def failures(self) -> tuple[BaseException, ...]:
         """All failures, oldest first."""
+        ...
 
     def set_reason(self, packed: object) -> None:
         """Keep the error that `cancel` was given. Called with the lock held."""
 
     def reason(self) -> BaseException | None:
         """The error that `cancel` was given."""
+        ...
 
 
 class Runtime(Protocol):
@@ -152,12 +155,15 @@ class Runtime(Protocol):
 
     def now(self) -> int:
         """Nanoseconds on the monotonic clock, the same one in every process."""
+        ...
 
     def lock_within(self, timeout_s: float) -> Lock:
         """The same lock, for which a `with` waits at most *timeout_s* (and a slice)."""
+        ...
 
     def cells(self, count: int) -> Cells:
         """At least *count* cells for slots, keeping what they hold. Called with the lock held."""
+        ...
 
 
 class TokenQueue:

@@ -65,6 +65,7 @@ from iterable_queue._ledger import (
     HEAD_SIZE,
     HOLDER,
     LINEAGE,
+    MAX_DELIVERIES,
     NUMBER,
     PROCESS,
     PRODUCER,
@@ -72,11 +73,9 @@ from iterable_queue._ledger import (
     ROAD,
     SENT,
     SLOT_SIZE,
-    STARTED,
     STATE,
     USED,
     WORKER,
-    MAX_DELIVERIES,
     Ledger,
     SlotView,
 )
@@ -98,6 +97,9 @@ RECURSIVE, COUNTING = 0, 1
 """Kinds of SemLock. The lock is recursive so that a release by one who lacks it changes nothing."""
 PATIENCE: Final = (0.001, 0.01, 0.05, SLICE_S)
 """How long the lock is waited for at a time by calls with a time-out, in seconds."""
+SPINS: Final = 15
+"""How often a call without a time-out tries a busy lock again before it sleeps for it: about as
+long as another process is inside, which is a fraction of what a sleep costs both."""
 LOOK_S: Final = 0.8
 """How often a process that waits looks who has died, in seconds."""
 SUSPICION_S: Final = 1.2
@@ -238,6 +240,8 @@ class SharedCore(Core):
         address: where the queue is.
     """
 
+    spins = SPINS
+
     def __init__(self, address: Address) -> None:
         runtime = SharedRuntime(address)
         channel = SpoolChannel(runtime.head, address.path)
@@ -264,7 +268,7 @@ class SharedCore(Core):
         self._busy_since = 0.0
         self._busy_at = 0.0
         if runtime.head[ledger_.REDELIVER]:
-            self.ledger.lease = self._write_lease
+            self.ledger.lease = self.write_lease
         self.dumps, self.loads = pickling(address.package)
         _install_exit_hooks(address.package)
 
@@ -421,7 +425,7 @@ class SharedCore(Core):
                 self.ledger.redeliver(view.slot, payload, tag & ledger_.NUMBER_MASK | tries << 48)
         return lost
 
-    def _write_lease(self, slot: int) -> None:
+    def write_lease(self, slot: int) -> None:
         """Write down what the endpoint in *slot* has in hand. Called with the lock held."""
         kept = [payload for hand in self.ledger.hands[slot].values() for payload in hand.kept]
         fd = self._leases.get(slot)
@@ -456,11 +460,11 @@ class SharedCore(Core):
         direct = {id(argument) for argument in arguments}
         lineage = 0
         for endpoint in self._untaken():
-            base = endpoint._slot * SLOT_SIZE
+            base = endpoint.slot * SLOT_SIZE
             if id(endpoint) in direct:
                 if self._heir is None:
                     self._heir = self._make_heir()
-                ledger.assign(endpoint._slot, self._heir[0])
+                ledger.assign(endpoint.slot, self._heir[0])
             elif not ledger.cells[base + ledger_.OWNER]:
                 ledger.cells[base + FLAGS] |= FORKED
                 if not ledger.cells[base + LINEAGE]:
@@ -480,8 +484,8 @@ class SharedCore(Core):
     def _untaken(self) -> Iterator[Endpoint]:
         """The endpoints here that this process may still hand on. Called with the lock held."""
         for endpoint in list(self.endpoints):
-            if self.ledger.is_open(endpoint._slot, endpoint._number):
-                view = self.ledger.view(endpoint._slot)
+            if self.ledger.is_open(endpoint.slot, endpoint.number):
+                view = self.ledger.view(endpoint.slot)
                 if self.is_mine(view) and not view.flags & USED:
                     yield endpoint
 
@@ -489,7 +493,7 @@ class SharedCore(Core):
         """Close the locks of lineages none of whose endpoints has a copy here any more."""
         needed = set(list(self._lineages)[:1])
         for endpoint in self._untaken():
-            needed.add(self.ledger.cells[endpoint._slot * SLOT_SIZE + LINEAGE])
+            needed.add(self.ledger.cells[endpoint.slot * SLOT_SIZE + LINEAGE])
         for number in [number for number in self._lineages if number not in needed]:
             os.close(self._lineages.pop(number))
             self._old_lineages.add(number)
@@ -660,9 +664,7 @@ class SharedCore(Core):
             names = os.listdir(self.address.path)
         except FileNotFoundError:
             return False
-        return any(
-            is_held(f"{self.address.path}/{name}") for name in names if name.startswith("l")
-        )
+        return any(is_held(f"{self.address.path}/{name}") for name in names if name.startswith("l"))
 
     def __del__(self) -> None:
         if getattr(self, "_left", True):
@@ -722,12 +724,12 @@ def attach(
     duplicate: Any,
 ) -> object:
     """Unpickle an endpoint or a queue: take part, and take the endpoint. Never raises."""
-    from iterable_queue._endpoints import (  # noqa: PLC0415 - a cycle
+    from iterable_queue._endpoints import (
         ConsumerEndpoint,
         ProducerEndpoint,
         WorkerEndpoint,
     )
-    from iterable_queue._queue import IterableQueue  # noqa: PLC0415 - a cycle
+    from iterable_queue._queue import IterableQueue
 
     fd = None if duplicate is None else duplicate.detach()
     lost: Exception | None = None
@@ -739,10 +741,10 @@ def attach(
             f"the queue can't be reached from process {os.getpid()}: {error}. It ends with the "
             "last process that takes part in it; keep one of those alive while this travels"
         )
-        core = thread_core(SimpleQueue(), 0)  # a stand-in: every call raises *lost* before using it
+        core = thread_core(SimpleQueue(), 0)  # a stand-in: calls raise *lost* before using it
     if kind == QUEUE:
         handle: IterableQueue[Any] = IterableQueue.__new__(IterableQueue)
-        handle._begin(core, maker=False, lost=lost)
+        handle.begin(core, maker=False, lost=lost)
         return handle
     classes: dict[int, type[Endpoint]] = {
         PRODUCER: ProducerEndpoint,
@@ -751,7 +753,7 @@ def attach(
     }
     if lost is None:
         for endpoint in list(core.endpoints):
-            if endpoint._slot == slot and endpoint._number == number:
+            if endpoint.slot == slot and endpoint.number == number:
                 core.transact(core.ledger.take_over, slot, number, generation)
                 return endpoint
         core.transact(core.ledger.take_over, slot, number, generation)
@@ -794,12 +796,9 @@ def make_shared_core(
         for name in conditions:
             semlock(COUNTING, 0, semlock.SEM_VALUE_MAX, name, False)
         core = SharedCore(address)
-        head = core.ledger.head
-        head[ledger_.MAXSIZE] = maxsize
-        head[ledger_.CANCEL_ON_FAILURE] = cancel
+        core.ledger.set_up(maxsize, cancel=cancel, redeliver=redeliver)
         if redeliver:
-            head[ledger_.REDELIVER] = 1
-            core.ledger.lease = core._write_lease
+            core.ledger.lease = core.write_lease
         core.register()
     except BaseException:
         remove(path, token, semlock)
@@ -811,7 +810,7 @@ def make_shared_core(
 def _parts(context: Context | None) -> tuple[type[SemLock], str]:
     """The C type of the context's locks, and the package that it belongs to."""
     if context is None:
-        import multiprocessing  # noqa: PLC0415 - not needed where a context is given
+        import multiprocessing
 
         context = multiprocessing
     make = getattr(context, "RLock", None)
@@ -838,7 +837,7 @@ def pickling(package: str) -> tuple[Callable[[Any], bytes], Callable[[Any], Any]
         module = sys.modules.get(f"{name}.reduction")
         pickler = pickler or getattr(module, "ForkingPickler", None)
     if pickler is None:
-        from multiprocessing.reduction import ForkingPickler  # noqa: PLC0415 - see above
+        from multiprocessing.reduction import ForkingPickler
 
         pickler = ForkingPickler
     loads = getattr(pickler, "loads", pickle.loads)
@@ -903,7 +902,7 @@ def _base() -> str:
             return "/dev/shm"
     except OSError:
         pass
-    import tempfile  # noqa: PLC0415 - slow to import, and seldom needed
+    import tempfile
 
     return tempfile.gettempdir()
 
@@ -930,7 +929,7 @@ def _sweep(semlock: type[SemLock]) -> None:
 
     Done at most once a minute: it looks at the locks of every queue of this user.
     """
-    global _swept_at  # noqa: PLW0603 - one clock a process
+    global _swept_at
     now = time.monotonic()
     if now - _swept_at < 60:
         return
@@ -977,7 +976,7 @@ def _install_exit_hooks(package: str) -> None:
 
     `atexit` runs in processes of one's own and in the main one; multiprocessing's children end
     with `os._exit` after their package's finalizers (up to Python 3.12, without atexit). Each
-    package clears its finalizers in a forked child, and then calls what `register_after_fork` knows.
+    package clears its finalizers in a forked child and then calls what `register_after_fork` has.
     """
     if not _hooked:
         atexit.register(_leave_all)

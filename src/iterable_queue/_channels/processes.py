@@ -42,6 +42,9 @@ FIRST_SIZE: Final = 1 << 16
 LARGEST_SIZE: Final = 1 << 22
 """Segments grow from the one to the other, in bytes; a larger record gets one of its own size."""
 
+REWIND: Final = 1 << 15
+"""An empty queue goes back to its segment's beginning from this offset on, in bytes."""
+
 RECORD_HEADER: Final = 16
 END: Final = -1
 
@@ -96,7 +99,7 @@ class SpoolChannel:
         needs = RECORD_HEADER + (length + 7 & ~7)
         position = head[TAIL + (appended & 1)]
         number, offset = position >> OFFSET_BITS, position & OFFSET_MASK
-        if offset and appended == head[TAKEN] + head[DROPPED]:
+        if offset > REWIND and appended == head[TAKEN] + head[DROPPED]:
             # Nobody reads at an empty queue's position, so it may move before the commit.
             offset = 0
             head[HEAD + (head[TAKEN] & 1)] = number << OFFSET_BITS
@@ -140,7 +143,8 @@ class SpoolChannel:
         return None
 
     def unwrap(self, payload: Any) -> tuple[Any, int]:
-        return payload
+        data, producer = payload
+        return data, producer
 
     def clear(self) -> None:
         head = self._head
