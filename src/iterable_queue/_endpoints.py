@@ -6,6 +6,7 @@ hand over, one transition of the ledger, and, where that can't be made now, `Cor
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable, Iterable
 from queue import Empty, Full
@@ -377,20 +378,22 @@ class _Getting(Endpoint, Generic[T]):
             pending = hand.pending
             queued = self._size()
             if queued or pending:
-                hand.peak = max(hand.peak, queued)
+                if queued > hand.peak:
+                    hand.peak = queued
+                self._ledger.cells[self._stamp_at] = monotonic_ns()
                 try:
                     if not pending:
                         hand.pull()
+                    if self._head[WAIT_ROOM]:
+                        self._core.transact(self._ledger.room.notify)
                     item = pending[0]
                 except (Empty, IndexError):
                     pass
                 else:
+                    # From here on no signal handler runs before the caller has the item.
                     hand.taken += 1
                     del pending[0]
-                    self._ledger.cells[self._stamp_at] = monotonic_ns()
-                    if self._head[WAIT_ROOM]:
-                        self._core.transact(self._ledger.room.notify)
-                    return item
+                    return item  # type: ignore[no-any-return]
         deadline = None if block and timeout is None else deadline_of(block, timeout)
         if not self._ready:
             self._use()
@@ -424,6 +427,8 @@ class _Getting(Endpoint, Generic[T]):
                 try:
                     item = self._loads(pending[0][0])
                 except Exception as error:
+                    if came_from_signal_handler(error):
+                        raise
                     raise self._item_error(pending, error) from error
             if hand.pull is not None:
                 hand.taken += 1
@@ -503,6 +508,8 @@ class _Getting(Endpoint, Generic[T]):
             try:
                 items.append(self._loads(payload[0]))
             except Exception as error:
+                if came_from_signal_handler(error):
+                    raise
                 return items, error
         return items, None
 
@@ -558,3 +565,19 @@ class WorkerEndpoint(_Getting[T], _Putting[T]):
             self.fail(exc)
         else:
             self.close()
+
+
+def came_from_signal_handler(error: BaseException) -> bool:
+    """Whether a signal handler raised *error*, in whatever it interrupted."""
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    codes = {
+        getattr(part, "__code__", None)
+        for handler in handlers
+        for part in (handler, getattr(handler, "__func__", None), getattr(handler, "__call__", None))
+    }
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code in codes:
+            return True
+        trace = trace.tb_next
+    return False
