@@ -16,7 +16,12 @@ from weakref import WeakSet
 
 from iterable_queue import _forks
 from iterable_queue import _ledger as ledger_
-from iterable_queue._errors import EndpointElsewhere, ProducerFailed
+from iterable_queue._errors import (
+    ChannelBroken,
+    EndpointElsewhere,
+    ProducerFailed,
+    WouldDeadlock,
+)
 from iterable_queue._ledger import (
     FORKED,
     KIND_NAMES,
@@ -38,6 +43,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+BRIEFLY_S: Final = 0.01
+"""How long the lock is waited for by what can be done later or left undone, in seconds."""
 _PACKAGE: Final = __name__.partition(".")[0]
 
 
@@ -63,6 +70,17 @@ def deadline_of(block: bool, timeout: float | None) -> float | None:
     if not timeout >= 0:
         raise ValueError(f"timeout must be 0 or more seconds, not {timeout!r}")
     return time.monotonic() + timeout
+
+
+class _Waiting:
+    """One caller's wait: whether it is announced, and shown as blocked to those who ask."""
+
+    __slots__ = ("announced", "condition", "shown")
+
+    def __init__(self, condition: Condition) -> None:
+        self.condition = condition
+        self.announced = False
+        self.shown = False
 
 
 def check_int(value: object, name: str) -> None:
@@ -124,7 +142,30 @@ class Core:
                     self._bury_dropped()
                     return self.ledger.transact(call, *args, **kwargs)
             except KeyError as error:
-                self.lock_was_busy(error)
+                busy = error
+            self.lock_was_busy(busy)
+
+    def try_transact(self, patience_s: float, call: Callable[[], object]) -> bool:
+        """The same for at most *patience_s* seconds. False: the lock could not be had."""
+        try:
+            with self.runtime.lock_within(patience_s):
+                self._bury_dropped()
+                self.ledger.transact(call)
+                return True
+        except KeyError as error:
+            busy = error
+        self.lock_was_busy(busy)
+        return False
+
+    def transact_until(self, deadline: float | None, call: Callable[[], object]) -> bool:
+        """The same until *deadline* (see `deadline_of`). False: it passed first."""
+        if deadline is None:
+            self.transact(call)
+            return True
+        while not self.try_transact(max(deadline - time.monotonic(), BRIEFLY_S), call):
+            if time.monotonic() >= deadline:
+                return False
+        return True
 
     def lock_was_busy(self, error: KeyError) -> None:
         """Returns if the lock is worth waiting for; *error* came out of `with lock`."""
@@ -133,7 +174,7 @@ class Core:
 
     def look(self) -> None:
         """What a sleeper does after a slice: see who has died, and repair missed wake-ups."""
-        self.transact(self.ledger.settle)
+        self.try_transact(BRIEFLY_S, self.ledger.settle)
 
     # -- waiting ---------------------------------------------------------------------------------
 
@@ -147,50 +188,75 @@ class Core:
         """Call *attempt* with the lock held until it returns True or raises.
 
         False: the deadline passed first. Between attempts the caller sleeps on *condition*, in
-        slices, without the lock. One deadline serves for all of it, the lock's own wait included.
+        slices, without the lock. One deadline serves for all of it, the lock's own wait included;
+        so nothing here waits for the lock without end, whatever its holder does.
         """
-        announced = False
-        blocked = False
-        waits = deadline != 0.0
+        if deadline == 0.0:
+            return self._attempt_once(attempt)
+        waiting = _Waiting(condition)
         try:
-            while True:
-                try:
-                    lock = self.runtime.lock
-                    if deadline is not None:
-                        left = deadline - time.monotonic() if waits else SLICE_S
-                        lock = self.runtime.lock_within(max(left, 0.001))
-                    with lock:
-                        if attempt():
-                            return True
-                        if waits and not announced:
-                            condition.announce()
-                            announced = True
-                            # Again: what was put without the lock looked for waiters too early.
-                            if self.ledger.channel.atomic and attempt():
-                                return True
-                except KeyError as error:
-                    self.lock_was_busy(error)
-                    if deadline is not None and time.monotonic() >= deadline:
-                        return False
-                    continue
-                if not waits:
-                    self.look_now_and_then()
-                    return False
-                if not blocked and endpoint is not None:
-                    blocked = True
-                    endpoint.set_blocked(1)
+            while not self._attempt(attempt, waiting, deadline):
                 left = SLICE_S if deadline is None else deadline - time.monotonic()
                 if left <= 0:
                     return False
+                if not waiting.announced:
+                    continue  # the lock was busy
+                if not waiting.shown and endpoint is not None:
+                    waiting.shown = True
+                    endpoint.set_blocked(1)
                 if condition.sleep(left):
-                    announced = False
+                    waiting.announced = False
                 else:
                     self.look()
+            return True
         finally:
-            if announced:
-                self.transact(condition.retract)
-            if blocked and endpoint is not None:
+            if waiting.announced:
+                self.tidy(condition.retract)
+            if waiting.shown and endpoint is not None:
                 endpoint.set_blocked(-1)
+
+    def _attempt_once(self, attempt: Callable[[], bool]) -> bool:
+        """For calls that don't wait."""
+        try:
+            with self.runtime.lock_within(SLICE_S):
+                if attempt():
+                    return True
+        except KeyError as error:
+            busy = error
+        else:
+            self.look_now_and_then()
+            return False
+        self.lock_was_busy(busy)
+        return False
+
+    def _attempt(
+        self, attempt: Callable[[], bool], waiting: _Waiting, deadline: float | None
+    ) -> bool:
+        """One attempt; where it fails, the caller is announced as waiting, in the same turn."""
+        lock = self.runtime.lock
+        if deadline is not None:
+            lock = self.runtime.lock_within(max(deadline - time.monotonic(), BRIEFLY_S))
+        try:
+            with lock:
+                if attempt():
+                    return True
+                if not waiting.announced:
+                    waiting.condition.announce()
+                    waiting.announced = True
+                    # Again: what was put without the lock looked for waiters too early.
+                    return self.ledger.channel.atomic and attempt()
+                return False
+        except KeyError as error:
+            busy = error
+        self.lock_was_busy(busy)
+        return False
+
+    def tidy(self, call: Callable[[], object]) -> None:
+        """Something that may be left undone where the lock is busy or gone."""
+        try:
+            self.try_transact(BRIEFLY_S, call)
+        except (ChannelBroken, WouldDeadlock):
+            pass
 
     def look_now_and_then(self) -> None:
         """A look for those who poll without waiting, not more often than a slice."""
@@ -309,6 +375,9 @@ class Core:
 
     def register(self) -> None:
         """Make sure that this process has a slot."""
+
+    def leave(self, how: str, cause: BaseException | None = None) -> None:
+        """This process ends: what other processes should know of that."""
 
     def reduce(self, target: object, slot: int, number: int) -> tuple[Any, ...]:
         """What `__reduce__` returns."""

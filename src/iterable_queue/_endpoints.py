@@ -18,6 +18,7 @@ from typing import Any, Generic, NoReturn, Self, TypeVar
 from iterable_queue import _ledger as ledger_
 from iterable_queue._core import Core, check_exception, check_int, deadline_of, user_line
 from iterable_queue._errors import (
+    ChannelBroken,
     ConsumerClosed,
     Done,
     EndpointElsewhere,
@@ -109,12 +110,13 @@ class Endpoint:
 
     # -- whose it is -----------------------------------------------------------------------------
 
-    def _use(self) -> None:
+    def _use(self, deadline: float | None = None) -> None:
         """Take the endpoint for this process and mark it as used; or raise why that can't be."""
         self._check_open()
         core = self._core
         core.register()
-        core.transact(self._use_locked)
+        if not core.transact_until(deadline, self._use_locked):
+            raise Empty if self.kind == CONSUMER else Full
 
     def _check_open(self) -> None:
         if self._lost is not None:
@@ -173,7 +175,10 @@ class Endpoint:
         """One thread more (or fewer) waits in a call."""
         with self._blocked_lock:
             self._blocked += change
-        self._core.transact(self._ledger.set_blocked, self.slot, self.number, self._blocked)
+        self._core.tidy(self._show_blocked)
+
+    def _show_blocked(self) -> None:
+        self._ledger.set_blocked(self.slot, self.number, self._blocked)
 
     # -- what every endpoint can do --------------------------------------------------------------
 
@@ -235,8 +240,13 @@ class Endpoint:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        if not self._closed:
+        if self._closed:
+            return
+        try:
             self._leave(exc)
+        except ChannelBroken:
+            if exc is None:  # else the block's own error says more
+                raise
 
     def _leave(self, exc: BaseException | None) -> None:
         self.close()
@@ -284,7 +294,7 @@ class _Putting(Endpoint, Generic[T]):
                 return
         deadline = None if block and timeout is None else deadline_of(block, timeout)
         if not self._ready:
-            self._use()
+            self._use(deadline)
         payload = item if self._dumps is None else self._dumps(item)
         self._ledger.cells[self._stamp_at] = monotonic_ns()
         if deadline is None:
@@ -378,8 +388,7 @@ class _Getting(Endpoint, Generic[T]):
             pending = hand.pending
             queued = self._size()
             if queued or pending:
-                if queued > hand.peak:
-                    hand.peak = queued
+                hand.peak = max(hand.peak, queued)
                 self._ledger.cells[self._stamp_at] = monotonic_ns()
                 try:
                     if not pending:
@@ -396,7 +405,7 @@ class _Getting(Endpoint, Generic[T]):
                     return item  # type: ignore[no-any-return]
         deadline = None if block and timeout is None else deadline_of(block, timeout)
         if not self._ready:
-            self._use()
+            self._use(deadline)
         if hand is None:
             hand = self._new_hand()
         if hand.busy:
@@ -573,7 +582,11 @@ def came_from_signal_handler(error: BaseException) -> bool:
     codes = {
         getattr(part, "__code__", None)
         for handler in handlers
-        for part in (handler, getattr(handler, "__func__", None), getattr(handler, "__call__", None))
+        for part in (
+            handler,
+            getattr(handler, "__func__", None),
+            getattr(handler, "__call__", None),
+        )
     }
     trace = error.__traceback__
     while trace is not None:

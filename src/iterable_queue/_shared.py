@@ -32,37 +32,33 @@ somebody lives who may hold a copy: the process that pickled it, or a child fork
 
 from __future__ import annotations
 
-import atexit
 import errno
 import io
-import mmap
 import os
 import pickle
-import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from iterable_queue import _forks
 from iterable_queue import _ledger as ledger_
-from iterable_queue._channels.processes import SpoolChannel, reserve
+from iterable_queue._channels.processes import SpoolChannel
 from iterable_queue._core import Core, thread_core
+from iterable_queue._directory import Address, make_directory, remove
 from iterable_queue._errors import (
     ChannelBroken,
     EndpointElsewhere,
     WouldDeadlock,
-    pack_error,
-    unpack_error,
 )
+from iterable_queue._exits import install_exit_hooks
 from iterable_queue._ledger import (
     BROKEN,
     CONSUMER,
     DROPPED_COPY,
     FLAGS,
     FORKED,
-    HEAD_SIZE,
     HOLDER,
     LINEAGE,
     MAX_DELIVERIES,
@@ -76,27 +72,23 @@ from iterable_queue._ledger import (
     STATE,
     USED,
     WORKER,
+    Hand,
     Ledger,
     SlotView,
 )
 from iterable_queue._liveness import hold, how_it_ended, is_held
-from iterable_queue._runtime import SLICE_S, Condition, guard, is_lock_busy
+from iterable_queue._pickling import pickling, spawning_popen
+from iterable_queue._runtime import SLICE_S, is_lock_busy
+from iterable_queue._shared_runtime import SharedRuntime, private
 
 if TYPE_CHECKING:
     from iterable_queue._endpoints import Endpoint
     from iterable_queue._protocols import Context
-    from iterable_queue._runtime import Cells, ErrorStore, Lock
 
 REMOVED: Final = 31
 """A cell of the head: 1 once the directory is being removed."""
 LINEAGES: Final = 30
 """A cell of the head: the last number given to a lock that children inherit."""
-FIRST_SLOTS: Final = 126
-"""Slots in a new file: with the head they fill eight pages."""
-RECURSIVE, COUNTING = 0, 1
-"""Kinds of SemLock. The lock is recursive so that a release by one who lacks it changes nothing."""
-PATIENCE: Final = (0.001, 0.01, 0.05, SLICE_S)
-"""How long the lock is waited for at a time by calls with a time-out, in seconds."""
 SPINS: Final = 15
 """How often a call without a time-out tries a busy lock again before it sleeps for it: about as
 long as another process is inside, which is a fraction of what a sleep costs both."""
@@ -105,132 +97,6 @@ LOOK_S: Final = 0.8
 SUSPICION_S: Final = 1.2
 """How long the lock must be out of reach, with nobody's name on it, before a dead process that
 took part is taken to have died between taking the lock and writing its name."""
-
-SemLock = Any
-"""The C type behind the context's locks; each multiprocessing-like package may have its own."""
-
-
-class Address(NamedTuple):
-    """What another process needs to find the queue."""
-
-    path: str
-    token: str
-    semlock: type[SemLock]
-    package: str
-    """The multiprocessing-like package whose pickler and exit hooks are used."""
-
-
-class SharedErrors:
-    """Failures, and the reason for a cancel, as files."""
-
-    __slots__ = ("_path",)
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def pack(self, error: BaseException) -> bytes:
-        return pickle.dumps(pack_error(error))
-
-    def add_failure(self, packed: object) -> None:
-        assert isinstance(packed, bytes)
-        with open(f"{self._path}/errors", "ab", opener=_private) as file:
-            file.write(len(packed).to_bytes(8, "little") + packed)
-
-    def failures(self) -> tuple[BaseException, ...]:
-        found: list[BaseException] = []
-        try:
-            with open(f"{self._path}/errors", "rb") as file:
-                while size := file.read(8):
-                    packed = file.read(int.from_bytes(size, "little"))
-                    found.append(unpack_error(pickle.loads(packed)))
-        except FileNotFoundError:
-            pass
-        return tuple(found)
-
-    def set_reason(self, packed: object) -> None:
-        assert isinstance(packed, bytes)
-        name = f"{self._path}/reason"
-        with open(f"{name}.{os.getpid()}", "wb", opener=_private) as file:
-            file.write(packed)
-        os.replace(f"{name}.{os.getpid()}", name)
-
-    def reason(self) -> BaseException | None:
-        try:
-            with open(f"{self._path}/reason", "rb") as file:
-                return unpack_error(pickle.loads(file.read()))
-        except FileNotFoundError:
-            return None
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-
-
-class SharedRuntime:
-    """Cells in a mapped file, and the context's semaphores, opened by name."""
-
-    now = staticmethod(time.monotonic_ns)
-
-    def __init__(self, address: Address) -> None:
-        self._path = f"{address.path}/cells"
-        self._count = 0
-        view = self._map()
-        self.head: Cells = view[:HEAD_SIZE]
-        rebuild = address.semlock._rebuild
-        most = address.semlock.SEM_VALUE_MAX
-        names = semaphore_names(address.token)
-        self._lock = rebuild(0, RECURSIVE, 1, names[0])
-        self._semaphores = [rebuild(0, COUNTING, most, name) for name in names[1:]]
-        acquire, release = self._lock.acquire, self._lock.__exit__
-        self._guards = [guard(acquire, release, True, seconds) for seconds in PATIENCE]
-        self.lock: Lock = self._guards[-1]
-        self.trylock: Lock = guard(acquire, release, False)
-        waiters = (ledger_.WAIT_ITEM, ledger_.WAIT_ROOM, ledger_.WAIT_END)
-        self.items, self.room, self.end = (
-            Condition(self.head, index, semaphore)
-            for index, semaphore in zip(waiters, self._semaphores, strict=True)
-        )
-        self.errors: ErrorStore = SharedErrors(address.path)
-
-    def _map(self) -> Any:
-        fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            view = memoryview(mmap.mmap(fd, 0)).cast("q")
-        finally:
-            os.close(fd)
-        self._view = view[HEAD_SIZE:]
-        return view
-
-    def cells(self, count: int) -> Cells:
-        if len(self._view) < count:
-            fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                size = os.fstat(fd).st_size
-                needed = (HEAD_SIZE + count) * 8
-                if size < needed:
-                    reserve(fd, max(needed, 2 * size))
-            finally:
-                os.close(fd)
-            self._map()
-        return cast("Cells", self._view)
-
-    def lock_within(self, timeout_s: float) -> Lock:
-        best = self._guards[0]
-        for seconds, lock in zip(PATIENCE, self._guards, strict=True):
-            if seconds <= timeout_s:
-                best = lock
-        return best
-
-    def after_fork_in_child(self) -> None:
-        """A thread of the parent may have held the lock, and counted that in these objects."""
-        self._lock._after_fork()
-        for semaphore in self._semaphores:
-            semaphore._after_fork()
-
-
-def semaphore_names(token: str) -> tuple[str, str, str, str]:
-    """The names of the lock, and of the three conditions' semaphores."""
-    return f"/iq-{token}-l", f"/iq-{token}-i", f"/iq-{token}-r", f"/iq-{token}-e"
 
 
 class SharedCore(Core):
@@ -261,16 +127,14 @@ class SharedCore(Core):
         """Numbers of those closed here, whose files may go once nobody else holds them."""
         self._inherited: list[int] = []
         """Descriptors of such locks that this process got from its parent."""
-        self._leases: dict[int, int] = {}
-        """Descriptors of lease files, by slot."""
         self._left = False
         self._looked_at = 0.0
         self._busy_since = 0.0
         self._busy_at = 0.0
-        if runtime.head[ledger_.REDELIVER]:
-            self.ledger.lease = self.write_lease
+        self._leases = _Leases(address.path, self.ledger.hands)
+        self.keep_leases()
         self.dumps, self.loads = pickling(address.package)
-        _install_exit_hooks(address.package)
+        install_exit_hooks(address.package)
 
     # -- the lock --------------------------------------------------------------------------------
 
@@ -307,6 +171,11 @@ class SharedCore(Core):
         )
         self.ledger.mark_broken(self.runtime.errors.pack(ChannelBroken(text)))
         raise self.ledger.refusal()
+
+    def keep_leases(self) -> None:
+        """Write down what is in hand, if this queue redelivers."""
+        if self.ledger.head[ledger_.REDELIVER]:
+            self.ledger.lease = self._leases.write
 
     # -- taking part -----------------------------------------------------------------------------
 
@@ -425,15 +294,6 @@ class SharedCore(Core):
                 self.ledger.redeliver(view.slot, payload, tag & ledger_.NUMBER_MASK | tries << 48)
         return lost
 
-    def write_lease(self, slot: int) -> None:
-        """Write down what the endpoint in *slot* has in hand. Called with the lock held."""
-        kept = [payload for hand in self.ledger.hands[slot].values() for payload in hand.kept]
-        fd = self._leases.get(slot)
-        if fd is None:
-            fd = self._leases[slot] = _private(self._name("h", slot), os.O_RDWR | os.O_CREAT)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, pickle.dumps(kept), 0)
-
     def _release(self, process: int) -> None:
         self.ledger.release_process(process)
         self._unlink(self._name("p", process))
@@ -517,9 +377,8 @@ class SharedCore(Core):
             os.close(self._life)  # else the parent would seem to live as long as this child
         for launch in self._launching.values():
             launch.close()
-        for fd in self._leases.values():
-            os.close(fd)
-        self._launching, self._leases = {}, {}
+        self._launching = {}
+        self._leases.close()
         self._inherited += self._lineages.values()
         self._lineages, self._old_lineages = {}, set()
         self._life, self.ledger.me = -1, 0
@@ -623,15 +482,16 @@ class SharedCore(Core):
                     break
             except WouldDeadlock:
                 break
-        for fd in (*self._lineages.values(), *self._leases.values(), *self._inherited):
+        for fd in (*self._lineages.values(), *self._inherited):
             os.close(fd)
         self._lineages.clear()
         self._inherited.clear()
+        self._leases.close()
         if self._life >= 0:
             os.close(self._life)
             self._life = -1
         if last:
-            remove(self.address.path, self.address.token, self.address.semlock)
+            remove(self.address)
 
     def _leave(self, how: str, cause: BaseException | None) -> bool:
         ledger, me = self.ledger, self.ledger.me
@@ -670,6 +530,29 @@ class SharedCore(Core):
         if getattr(self, "_left", True):
             return
         self.leave("was dropped without close()", slices=1)
+
+
+class _Leases:
+    """What the consumers of this process have in hand, in a file for each (`h<slot>`)."""
+
+    def __init__(self, path: str, hands: dict[int, dict[int, Hand]]) -> None:
+        self._path = path
+        self._hands = hands
+        self._files: dict[int, int] = {}
+
+    def write(self, slot: int) -> None:
+        """Write down what the endpoint in *slot* has in hand. Called with the lock held."""
+        kept = [payload for hand in self._hands[slot].values() for payload in hand.kept]
+        fd = self._files.get(slot)
+        if fd is None:
+            fd = self._files[slot] = private(f"{self._path}/h{slot}", os.O_RDWR | os.O_CREAT)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, pickle.dumps(kept), 0)
+
+    def close(self) -> None:
+        for fd in self._files.values():
+            os.close(fd)
+        self._files.clear()
 
 
 class _Launch:
@@ -711,7 +594,6 @@ def _launched(core: weakref.ref[SharedCore], launch: _Launch) -> None:
 
 _attached: weakref.WeakValueDictionary[str, SharedCore] = weakref.WeakValueDictionary()
 """By path: one part in a queue for each process, however many endpoints it holds."""
-_swept_at = -1e9
 
 
 def attach(
@@ -779,231 +661,14 @@ def make_shared_core(
     context: Context | None, maxsize: int, *, cancel: bool, redeliver: bool
 ) -> SharedCore:
     """A new queue, with this process as its maker."""
-    semlock, package = _parts(context)
-    _sweep(semlock)
-    token = os.urandom(8).hex()
-    path = f"{_base()}/{PREFIX}{os.geteuid()}-{os.getpid()}-{token}"
-    os.mkdir(path, 0o700)
-    address = Address(path, token, semlock, package)
+    address = make_directory(context)
     try:
-        fd = os.open(f"{path}/cells", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            reserve(fd, (HEAD_SIZE + FIRST_SLOTS * SLOT_SIZE) * 8)
-        finally:
-            os.close(fd)
-        lock, *conditions = semaphore_names(token)
-        semlock(RECURSIVE, 1, 1, lock, False)
-        for name in conditions:
-            semlock(COUNTING, 0, semlock.SEM_VALUE_MAX, name, False)
         core = SharedCore(address)
         core.ledger.set_up(maxsize, cancel=cancel, redeliver=redeliver)
-        if redeliver:
-            core.ledger.lease = core.write_lease
+        core.keep_leases()
         core.register()
     except BaseException:
-        remove(path, token, semlock)
+        remove(address)
         raise
-    _attached[path] = core
+    _attached[address.path] = core
     return core
-
-
-def _parts(context: Context | None) -> tuple[type[SemLock], str]:
-    """The C type of the context's locks, and the package that it belongs to."""
-    if context is None:
-        import multiprocessing
-
-        context = multiprocessing
-    make = getattr(context, "RLock", None)
-    if not callable(make):
-        raise TypeError(f"context must have RLock(), as multiprocessing does; {context!r} has not")
-    # A lock of the fork kind has no name, so that making it starts no tracker process.
-    get_context = getattr(context, "get_context", None)
-    source = get_context("fork") if callable(get_context) else context
-    semlock = type(getattr(source.RLock(), "_semlock", None))
-    if not hasattr(semlock, "_rebuild"):
-        raise TypeError(
-            f"context must have an RLock() that rests on a semaphore which processes share "
-            f"(_semlock), as multiprocessing's does; that of {context!r} does not"
-        )
-    module = getattr(context, "__name__", None) or type(context).__module__
-    return semlock, str(module)
-
-
-def pickling(package: str) -> tuple[Callable[[Any], bytes], Callable[[Any], Any]]:
-    """How items are pickled and unpickled: as *package* pickles what it sends to processes."""
-    pickler: Any = None
-    parts = package.split(".")
-    for name in (package, parts[0]):
-        module = sys.modules.get(f"{name}.reduction")
-        pickler = pickler or getattr(module, "ForkingPickler", None)
-    if pickler is None:
-        from multiprocessing.reduction import ForkingPickler
-
-        pickler = ForkingPickler
-    loads = getattr(pickler, "loads", pickle.loads)
-    if not issubclass(pickler, pickle.Pickler):
-        return lambda item: bytes(pickler.dumps(item)), loads
-    return _reusing(pickler), loads
-
-
-def _reusing(pickler: Any) -> Callable[[Any], bytes]:
-    """`dumps` by the C pickler *pickler*, which is made anew only for a call inside a call."""
-    spare: list[tuple[Any, io.BytesIO]] = []
-    plain = {int, str, bytes, float, bool, type(None)}
-    dumps = pickle.dumps
-    protocol = pickle.HIGHEST_PROTOCOL
-
-    def dump(item: Any) -> bytes:
-        if type(item) in plain:  # no reducer is ever asked for these
-            return dumps(item, protocol)
-        if spare:
-            engine, buffer = spare.pop()
-        else:
-            buffer = io.BytesIO()
-            engine = pickler(buffer, protocol)
-        engine.dump(item)
-        payload = buffer.getvalue()
-        buffer.seek(0)
-        buffer.truncate()
-        engine.clear_memo()
-        spare.append((engine, buffer))
-        return payload
-
-    return dump
-
-
-def spawning_popen() -> Any:
-    """The Popen object of the process that is being started in this thread by spawn, or None."""
-    for name in PACKAGES:
-        module = sys.modules.get(f"{name}.context")
-        if module is not None:
-            popen = module.get_spawning_popen()
-            if popen is not None:
-                return popen
-    return None
-
-
-PACKAGES: Final = ("multiprocessing", "multiprocess", "billiard")
-"""Packages that start processes in multiprocessing's way."""
-
-
-# -- directories ---------------------------------------------------------------------------------
-
-PREFIX: Final = "iterable_queue-"
-ROOM: Final = 1 << 24
-"""Shared memory with less room than this, in bytes, is passed over for the temporary directory."""
-
-
-def _base() -> str:
-    """Where directories of queues are made."""
-    try:
-        room = os.statvfs("/dev/shm")
-        if os.access("/dev/shm", os.W_OK | os.X_OK) and room.f_bavail * room.f_frsize >= ROOM:
-            return "/dev/shm"
-    except OSError:
-        pass
-    import tempfile
-
-    return tempfile.gettempdir()
-
-
-def remove(path: str, token: str, semlock: type[SemLock]) -> None:
-    """Remove a queue's directory and its semaphores."""
-    unlink = getattr(sys.modules[semlock.__module__], "sem_unlink", None)
-    for name in semaphore_names(token):
-        try:
-            if unlink is not None:
-                unlink(name)
-        except FileNotFoundError:
-            pass
-    try:
-        for name in os.listdir(path):
-            os.unlink(f"{path}/{name}")
-        os.rmdir(path)
-    except FileNotFoundError:
-        pass  # somebody else is removing it too
-
-
-def _sweep(semlock: type[SemLock]) -> None:
-    """Remove what queues of this user left behind all of whose processes were killed.
-
-    Done at most once a minute: it looks at the locks of every queue of this user.
-    """
-    global _swept_at
-    now = time.monotonic()
-    if now - _swept_at < 60:
-        return
-    _swept_at = now
-    base = _base()
-    mine = f"{PREFIX}{os.geteuid()}-"
-    for name in os.listdir(base):
-        path = f"{base}/{name}"
-        if name.startswith(mine) and os.lstat(path).st_uid == os.geteuid() and _is_left(path):
-            remove(path, name.rpartition("-")[2], semlock)
-
-
-def _is_left(path: str) -> bool:
-    """Whether nobody lives who takes part in the queue in *path*, or is just making it."""
-    try:
-        names = os.listdir(path)
-    except OSError:
-        return False
-    if not any(name.startswith("p") for name in names):
-        try:
-            os.kill(int(path.split("-")[-2]), 0)
-        except ProcessLookupError:
-            return True
-        except (OSError, ValueError):
-            pass
-        return False
-    return not any(is_held(f"{path}/{name}") for name in names if name[0] in "pl")
-
-
-# -- the end of the process ----------------------------------------------------------------------
-
-_hooked: set[str] = set()
-
-
-class _Anchor:
-    """What `register_after_fork` needs to refer to."""
-
-
-_anchor = _Anchor()
-
-
-def _install_exit_hooks(package: str) -> None:
-    """Leave all queues when this process ends in order.
-
-    `atexit` runs in processes of one's own and in the main one; multiprocessing's children end
-    with `os._exit` after their package's finalizers (up to Python 3.12, without atexit). Each
-    package clears its finalizers in a forked child and then calls what `register_after_fork` has.
-    """
-    if not _hooked:
-        atexit.register(_leave_all)
-    for name in {*PACKAGES, package.partition(".")[0]} - _hooked:
-        util = sys.modules.get(f"{name}.util")
-        if util is not None and hasattr(util, "Finalize"):
-            _hooked.add(name)
-            util.register_after_fork(_anchor, _Hook(name))
-            util.Finalize(None, _leave_all, exitpriority=0)
-    _hooked.add("")
-
-
-class _Hook:
-    """Re-registers the finalizer in a child that *package* has forked."""
-
-    def __init__(self, package: str) -> None:
-        self._package = package
-
-    def __call__(self, anchor: object) -> None:
-        sys.modules[f"{self._package}.util"].Finalize(None, _leave_all, exitpriority=0)
-
-
-def _leave_all() -> None:
-    error = sys.exc_info()[1] or getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
-    if isinstance(error, SystemExit) and error.code in (None, 0):
-        error = None
-    how = "returned" if error is None else f"ended by {type(error).__name__}: {error}"
-    for core in _forks.tracked():
-        if isinstance(core, SharedCore):
-            core.leave(f"was left open when its process {how}", error)

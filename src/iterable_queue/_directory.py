@@ -1,0 +1,158 @@
+"""A queue's directory and semaphores: where they are, how they are made, found and removed.
+
+Everything is found by name, so that a queue can travel by any road that pickles. What is left when
+every process of a queue was killed is removed by the next queue that this user makes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from iterable_queue._channels.processes import reserve
+from iterable_queue._ledger import HEAD_SIZE, SLOT_SIZE
+from iterable_queue._liveness import is_held
+
+if TYPE_CHECKING:
+    from iterable_queue._protocols import Context
+
+SemLock = Any
+"""The C type behind the context's locks; each multiprocessing-like package may have its own."""
+FIRST_SLOTS: Final = 126
+"""Slots in a new file: with the head they fill eight pages."""
+RECURSIVE, COUNTING = 0, 1
+"""Kinds of SemLock. The lock is recursive so that a release by one who lacks it changes nothing."""
+PREFIX: Final = "iterable_queue-"
+ROOM: Final = 1 << 24
+"""Shared memory with less room than this, in bytes, is passed over for the temporary directory."""
+
+_swept_at = -1e9
+
+
+class Address(NamedTuple):
+    """What another process needs to find the queue."""
+
+    path: str
+    token: str
+    semlock: type[SemLock]
+    package: str
+    """The multiprocessing-like package whose pickler and exit hooks are used."""
+
+
+def semaphore_names(token: str) -> tuple[str, str, str, str]:
+    """The names of the lock, and of the three conditions' semaphores."""
+    return f"/iq-{token}-l", f"/iq-{token}-i", f"/iq-{token}-r", f"/iq-{token}-e"
+
+
+def make_directory(context: Context | None) -> Address:
+    """A new directory with its cells, and new semaphores. Raises OSError if there is no room."""
+    semlock, package = _parts(context)
+    _sweep(semlock)
+    token = os.urandom(8).hex()
+    path = f"{_base()}/{PREFIX}{os.geteuid()}-{os.getpid()}-{token}"
+    address = Address(path, token, semlock, package)
+    os.mkdir(path, 0o700)
+    try:
+        fd = os.open(f"{path}/cells", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            reserve(fd, (HEAD_SIZE + FIRST_SLOTS * SLOT_SIZE) * 8)
+        finally:
+            os.close(fd)
+        lock, *conditions = semaphore_names(token)
+        semlock(RECURSIVE, 1, 1, lock, False)
+        for name in conditions:
+            semlock(COUNTING, 0, semlock.SEM_VALUE_MAX, name, False)
+    except BaseException:
+        remove(address)
+        raise
+    return address
+
+
+def _parts(context: Context | None) -> tuple[type[SemLock], str]:
+    """The C type of the context's locks, and the package that it belongs to."""
+    if context is None:
+        import multiprocessing
+
+        context = multiprocessing
+    make = getattr(context, "RLock", None)
+    if not callable(make):
+        raise TypeError(f"context must have RLock(), as multiprocessing does; {context!r} has not")
+    # A lock of the fork kind has no name, so that making it starts no tracker process.
+    get_context = getattr(context, "get_context", None)
+    source = get_context("fork") if callable(get_context) else context
+    semlock = type(getattr(source.RLock(), "_semlock", None))
+    if not hasattr(semlock, "_rebuild"):
+        raise TypeError(
+            f"context must have an RLock() that rests on a semaphore which processes share "
+            f"(_semlock), as multiprocessing's does; that of {context!r} does not"
+        )
+    module = getattr(context, "__name__", None) or type(context).__module__
+    return semlock, str(module)
+
+
+def _base() -> str:
+    """Where directories of queues are made."""
+    try:
+        room = os.statvfs("/dev/shm")
+        if os.access("/dev/shm", os.W_OK | os.X_OK) and room.f_bavail * room.f_frsize >= ROOM:
+            return "/dev/shm"
+    except OSError:
+        pass
+    import tempfile
+
+    return tempfile.gettempdir()
+
+
+def remove(address: Address) -> None:
+    """Remove a queue's directory and its semaphores."""
+    path = address.path
+    unlink = getattr(sys.modules[address.semlock.__module__], "sem_unlink", None)
+    for name in semaphore_names(address.token):
+        try:
+            if unlink is not None:
+                unlink(name)
+        except FileNotFoundError:
+            pass
+    try:
+        for name in os.listdir(path):
+            os.unlink(f"{path}/{name}")
+        os.rmdir(path)
+    except FileNotFoundError:
+        pass  # somebody else is removing it too
+
+
+def _sweep(semlock: type[SemLock]) -> None:
+    """Remove what queues of this user left behind all of whose processes were killed.
+
+    Done at most once a minute: it looks at the locks of every queue of this user.
+    """
+    global _swept_at
+    now = time.monotonic()
+    if now - _swept_at < 60:
+        return
+    _swept_at = now
+    base = _base()
+    mine = f"{PREFIX}{os.geteuid()}-"
+    for name in os.listdir(base):
+        path = f"{base}/{name}"
+        if name.startswith(mine) and os.lstat(path).st_uid == os.geteuid() and _is_left(path):
+            remove(Address(path, name.rpartition("-")[2], semlock, ""))
+
+
+def _is_left(path: str) -> bool:
+    """Whether nobody lives who takes part in the queue in *path*, or is just making it."""
+    try:
+        names = os.listdir(path)
+    except OSError:
+        return False
+    if not any(name.startswith("p") for name in names):
+        try:
+            os.kill(int(path.split("-")[-2]), 0)
+        except ProcessLookupError:
+            return True
+        except (OSError, ValueError):
+            pass
+        return False
+    return not any(is_held(f"{path}/{name}") for name in names if name[0] in "pl")

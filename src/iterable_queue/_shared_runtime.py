@@ -1,0 +1,135 @@
+"""The ledger's runtime for processes: cells in a mapped file, the context's semaphores by name.
+
+The lock is a semaphore, which has no owner: a process that dies inside takes it along, and
+`_shared.SharedCore` finds that out. The conditions' semaphores only count tokens, so that a process
+killed in its sleep, or with a token in hand, takes nothing that others wait for.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import pickle
+import time
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from iterable_queue import _ledger as ledger_
+from iterable_queue._channels.processes import reserve
+from iterable_queue._directory import COUNTING, RECURSIVE, Address, semaphore_names
+from iterable_queue._errors import pack_error, unpack_error
+from iterable_queue._ledger import HEAD_SIZE
+from iterable_queue._runtime import SLICE_S, Condition, guard
+
+if TYPE_CHECKING:
+    from iterable_queue._runtime import Cells, ErrorStore, Lock
+
+PATIENCE: Final = (0.001, 0.01, 0.05, SLICE_S)
+"""How long the lock is waited for at a time by calls with a time-out, in seconds."""
+
+
+class SharedErrors:
+    """Failures, and the reason for a cancel, as files."""
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def pack(self, error: BaseException) -> bytes:
+        return pickle.dumps(pack_error(error))
+
+    def add_failure(self, packed: object) -> None:
+        assert isinstance(packed, bytes)
+        with open(f"{self._path}/errors", "ab", opener=private) as file:
+            file.write(len(packed).to_bytes(8, "little") + packed)
+
+    def failures(self) -> tuple[BaseException, ...]:
+        found: list[BaseException] = []
+        try:
+            with open(f"{self._path}/errors", "rb") as file:
+                while size := file.read(8):
+                    packed = file.read(int.from_bytes(size, "little"))
+                    found.append(unpack_error(pickle.loads(packed)))
+        except FileNotFoundError:
+            pass
+        return tuple(found)
+
+    def set_reason(self, packed: object) -> None:
+        assert isinstance(packed, bytes)
+        name = f"{self._path}/reason"
+        with open(f"{name}.{os.getpid()}", "wb", opener=private) as file:
+            file.write(packed)
+        os.replace(f"{name}.{os.getpid()}", name)
+
+    def reason(self) -> BaseException | None:
+        try:
+            with open(f"{self._path}/reason", "rb") as file:
+                return unpack_error(pickle.loads(file.read()))
+        except FileNotFoundError:
+            return None
+
+
+def private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+class SharedRuntime:
+    """Cells in a mapped file, and the context's semaphores, opened by name."""
+
+    now = staticmethod(time.monotonic_ns)
+
+    def __init__(self, address: Address) -> None:
+        self._path = f"{address.path}/cells"
+        self._count = 0
+        view = self._map()
+        self.head: Cells = view[:HEAD_SIZE]
+        rebuild = address.semlock._rebuild
+        most = address.semlock.SEM_VALUE_MAX
+        names = semaphore_names(address.token)
+        self._lock = rebuild(0, RECURSIVE, 1, names[0])
+        self._semaphores = [rebuild(0, COUNTING, most, name) for name in names[1:]]
+        acquire, release = self._lock.acquire, self._lock.__exit__
+        self._guards = [guard(acquire, release, True, seconds) for seconds in PATIENCE]
+        self.lock: Lock = self._guards[-1]
+        self.trylock: Lock = guard(acquire, release, False)
+        waiters = (ledger_.WAIT_ITEM, ledger_.WAIT_ROOM, ledger_.WAIT_END)
+        self.items, self.room, self.end = (
+            Condition(self.head, index, semaphore)
+            for index, semaphore in zip(waiters, self._semaphores, strict=True)
+        )
+        self.errors: ErrorStore = SharedErrors(address.path)
+
+    def _map(self) -> Any:
+        fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            view = memoryview(mmap.mmap(fd, 0)).cast("q")
+        finally:
+            os.close(fd)
+        self._view = view[HEAD_SIZE:]
+        return view
+
+    def cells(self, count: int) -> Cells:
+        if len(self._view) < count:
+            fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                size = os.fstat(fd).st_size
+                needed = (HEAD_SIZE + count) * 8
+                if size < needed:
+                    reserve(fd, max(needed, 2 * size))
+            finally:
+                os.close(fd)
+            self._map()
+        return cast("Cells", self._view)
+
+    def lock_within(self, timeout_s: float) -> Lock:
+        best = self._guards[0]
+        for seconds, lock in zip(PATIENCE, self._guards, strict=True):
+            if seconds <= timeout_s:
+                best = lock
+        return best
+
+    def after_fork_in_child(self) -> None:
+        """A thread of the parent may have held the lock, and counted that in these objects."""
+        self._lock._after_fork()
+        for semaphore in self._semaphores:
+            semaphore._after_fork()

@@ -1,0 +1,213 @@
+"""`check_queue`: runs the promises, one after another, and reports on each by name.
+
+What is promised is in `_promises`, one small function a promise. What such a function works with
+(actors, facts to wait for, queues) is in `_stage`, and what actors do in `_actors`. Here is what
+runs a promise to its end, whatever the queue does: in a daemon thread, which is given up when the
+deadline has passed. Then the queues are asked to explain themselves and cancelled, and the
+processes of that promise are ended by their pids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
+
+from iterable_queue._protocols import Consumer, Producer, Statistics, Worker
+
+if TYPE_CHECKING:
+    from iterable_queue.testing._stage import Stage
+
+Outcome: TypeAlias = Literal["passed", "failed", "not applicable"]
+
+
+class QueueLike(Protocol):
+    """What is used of a queue under test; `IterableQueue` has it."""
+
+    def get_producer(self) -> Producer[Any]: ...
+    def get_consumer(self) -> Consumer[Any]: ...
+    def get_worker(self) -> Worker[Any]: ...
+    def close(self) -> None: ...
+    def cancel(self, error: BaseException | None = None) -> None: ...
+    def join(self, timeout: float | None = None) -> bool: ...
+    def statistics(self) -> Statistics: ...
+    def explain(self) -> str: ...
+    def qsize(self) -> int: ...
+    def empty(self) -> bool: ...
+    def full(self) -> bool: ...
+    def __enter__(self) -> Any: ...
+    def __exit__(self, exc_type: Any, exc: Any, tb: Any) -> None: ...
+
+
+class ProcessLike(Protocol):
+    """What is used of a process object."""
+
+    @property
+    def pid(self) -> int | None: ...
+    @property
+    def exitcode(self) -> int | None: ...
+    def start(self) -> None: ...
+    def join(self, timeout: float | None = None) -> None: ...
+    def is_alive(self) -> bool: ...
+
+
+class ProcessContext(Protocol):
+    """What is used of a multiprocessing-like context.
+
+    Where it also has `Pipe`, `Queue` and `Pool`, endpoints are sent by these roads too.
+    """
+
+    @property
+    def Process(self) -> Callable[..., ProcessLike]:
+        """Makes a process object from `target=` and `args=`."""
+        ...
+
+
+class Promise(NamedTuple):
+    """One promise.
+
+    Attributes:
+        name: by which it is reported and selected.
+        text: what is promised, in a sentence or two.
+        needs: of what kind of check it is a part: `"processes"` of those between processes,
+            `"fifo"` of those where `fifo=True` was said, `""` of all.
+        check: raises what is wrong.
+    """
+
+    name: str
+    text: str
+    needs: Literal["", "processes", "fifo"]
+    check: Callable[[Stage], None]
+
+
+class Result(NamedTuple):
+    """What became of one promise.
+
+    Attributes:
+        name, text: of the promise.
+        outcome: whether it was kept.
+        detail: what was expected and seen, or why it is not applicable; empty if it passed.
+        seconds: how long that took.
+    """
+
+    name: str
+    text: str
+    outcome: Outcome
+    detail: str
+    seconds: float
+
+
+class Report(NamedTuple):
+    """What became of the promises, in their order. `str()` is for people."""
+
+    results: tuple[Result, ...]
+
+    def _with(self, outcome: Outcome) -> tuple[Result, ...]:
+        return tuple(result for result in self.results if result.outcome == outcome)
+
+    @property
+    def passed(self) -> tuple[Result, ...]:
+        """Those that were kept."""
+        return self._with("passed")
+
+    @property
+    def failed(self) -> tuple[Result, ...]:
+        """Those that were broken."""
+        return self._with("failed")
+
+    @property
+    def not_applicable(self) -> tuple[Result, ...]:
+        """Those that could not be asked of this queue; `detail` says why."""
+        return self._with("not applicable")
+
+    def __str__(self) -> str:
+        seconds = sum(result.seconds for result in self.results)
+        lines = [
+            f"{len(self.results)} promises in {seconds:.1f} s: {len(self.passed)} kept, "
+            f"{len(self.failed)} broken, {len(self.not_applicable)} not applicable"
+        ]
+        marks = {"passed": "kept", "failed": "BROKEN", "not applicable": "n/a"}
+        for result in self.results:
+            lines.append(f"  {marks[result.outcome]:7}{result.name} ({result.seconds:.2f} s)")
+            if result.outcome == "failed":
+                lines.append(f"         promised: {result.text}")
+            lines += [f"         {line}" for line in result.detail.splitlines()]
+        return "\n".join(lines)
+
+
+class ConformanceError(AssertionError):
+    """A queue broke promises; the text names each, with what was expected and what was seen.
+
+    Attributes:
+        report: what became of all promises, of those that were kept too.
+    """
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(report)
+        self.report = report
+
+    def __str__(self) -> str:
+        return str(Report(self.report.failed))
+
+
+def promises() -> tuple[Promise, ...]:
+    """All promises, in the order in which they are checked."""
+    from iterable_queue.testing._promises import PROMISES
+
+    return PROMISES
+
+
+def check_queue(
+    make: Callable[..., QueueLike],
+    *,
+    processes: ProcessContext | None = None,
+    fifo: bool = False,
+    only: Collection[str] | None = None,
+    skip: Collection[str] = (),
+    deadline_s: float = 20.0,
+) -> Report:
+    """Check the promises on queues that *make* makes.
+
+    Args:
+        make: returns a new queue. It is called without arguments, or with those of `maxsize`,
+            `on_failure` and `redeliver`, by keyword, that a promise is about. Where it raises
+            TypeError for one, that promise is not applicable.
+        processes: a multiprocessing-like context in whose processes the actors run. None: they run
+            in threads, and what is promised between processes is not applicable. Under spawn and
+            forkserver the usual rule holds: call this below `if __name__ == "__main__"`, or in
+            an imported module.
+        fifo: whether the queue is strictly first in, first out, as `IterableQueue.threaded()` is.
+            Otherwise each producer's items are expected in their order.
+        only: the names of the promises to check; None: all.
+        skip: the names of promises that are not checked and not reported.
+        deadline_s: how long each promise may take, in seconds, before it counts as broken.
+
+    Returns:
+        The report, if nothing was broken.
+
+    Raises:
+        ConformanceError: promises were broken; it names all of them.
+        ValueError: *only* or *skip* names no promise, or *deadline_s* is not above 0.
+    """
+    from iterable_queue.testing import _stage
+
+    known = promises()
+    names = {promise.name for promise in known}
+    unknown = sorted({*(only or ()), *skip} - names)
+    if unknown:
+        raise ValueError(f"no promises: {unknown}; there are {sorted(names)}")
+    if not deadline_s > 0:
+        raise ValueError(f"deadline_s must be above 0 seconds, not {deadline_s!r}")
+    wanted = [
+        promise
+        for promise in known
+        if (only is None or promise.name in only) and promise.name not in skip
+    ]
+    report = Report(
+        tuple(
+            _stage.run(promise, make, processes, fifo=fifo, deadline_s=deadline_s)
+            for promise in wanted
+        )
+    )
+    if report.failed:
+        raise ConformanceError(report)
+    return report

@@ -1,0 +1,471 @@
+"""The stage on which one promise is checked, and `run`, which brings it up and clears it away.
+
+A promise's function is called with a `Stage`. It makes queues there, starts actors, waits for
+facts, and says by `same`, `holds` and `raises` what it expects. It may simply block: it runs in a
+daemon thread, and `run` gives that up when the deadline has passed.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any, Final, Literal, Protocol, TypeVar
+
+from iterable_queue.testing import _actors
+from iterable_queue.testing._actors import POLL_S, Late, Outcome, Role
+from iterable_queue.testing._conformance import (
+    ProcessContext,
+    ProcessLike,
+    Promise,
+    QueueLike,
+    Result,
+)
+
+T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
+
+DEATH_S: Final = 2.0
+"""How long the death of a process may stay unknown, in seconds."""
+
+SLACK_S: Final = 1.0
+"""What is allowed for a busy machine on top of any time that is promised, in seconds."""
+
+_GRACE_S: Final = 2.0
+"""How long threads and processes are given to end after the end of their promise, in seconds."""
+
+
+class Broken(AssertionError):
+    """A promise was broken: what was expected, and what was seen."""
+
+
+class NotApplicable(Exception):
+    """The promise can't be asked of this queue, and why."""
+
+
+# What promises expect
+
+
+def same(seen: object, expected: object, what: str) -> None:
+    """*what* is as expected."""
+    if seen != expected:
+        raise Broken(f"{what}: expected {_short(expected)}, saw {_short(seen)}")
+
+
+def holds(fact: object, what: str) -> None:
+    """*what* is true."""
+    if not fact:
+        raise Broken(f"not so: {what}")
+
+
+def raises(kind: type[E], call: Callable[..., object], *args: Any, **kwargs: Any) -> E:
+    """*call* raises *kind*; returns the error, without its traceback, which holds frames."""
+    name = getattr(call, "__name__", repr(call))
+    said = ", ".join([*map(_short, args), *(f"{k}={_short(v)}" for k, v in kwargs.items())])
+    try:
+        value = call(*args, **kwargs)
+    except kind as error:
+        return error.with_traceback(None)
+    except Exception as error:
+        raise Broken(f"{name}({said}): expected {kind.__name__}, saw {error!r}") from None
+    raise Broken(f"{name}({said}): expected {kind.__name__}, it returned {_short(value)}")
+
+
+def within(limit_s: float, seconds: float, what: str) -> None:
+    """*what* took no longer than promised, with `SLACK_S` on top for a busy machine."""
+    if seconds > limit_s + SLACK_S:
+        raise Broken(f"{what}: expected within {limit_s:g} s, it took {seconds:.2f} s")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 300 else f"{text[:200]} ... {text[-80:]}"
+
+
+# Declaring promises
+
+
+def promise(check: Callable[[Stage], None]) -> Promise:
+    """A promise that holds for every queue."""
+    return _declare(check, "")
+
+
+def promise_between_processes(check: Callable[[Stage], None]) -> Promise:
+    """A promise that says something about processes."""
+    return _declare(check, "processes")
+
+
+def promise_of_fifo(check: Callable[[Stage], None]) -> Promise:
+    """A promise of queues that are strictly first in, first out."""
+    return _declare(check, "fifo")
+
+
+def _declare(check: Callable[[Stage], None], needs: Literal["", "processes", "fifo"]) -> Promise:
+    text = " ".join((check.__doc__ or "").split())
+    return Promise(check.__name__, text, needs, check)
+
+
+# Actors
+
+
+class _Runner(Protocol):
+    """What threads and processes have in common."""
+
+    def join(self, timeout: float | None = None) -> None: ...
+    def is_alive(self) -> bool: ...
+
+
+class Actor:
+    """A thread or process that plays a role.
+
+    Attributes:
+        role: its place on the board.
+        process: the process object; None for a thread.
+    """
+
+    def __init__(self, role: Role, runner: _Runner, process: ProcessLike | None) -> None:
+        self.role = role
+        self.process = process
+        self._runner = runner
+
+    @property
+    def pid(self) -> int:
+        """The pid of the process that plays it."""
+        pid = None if self.process is None else self.process.pid
+        return pid or os.getpid()
+
+    def tell(self, fact: str) -> None:
+        """Let it know."""
+        self.role.post(fact)
+
+    def wait(self, fact: str) -> Any:
+        """Wait until it has posted *fact*, and return the value posted with that."""
+        while not self.role.has(fact):
+            alive = self._runner.is_alive()
+            if not self.role.has(fact) and (self.role.has("end") or not alive):
+                self.result()
+                raise Broken(f"{self.role.name} ended without {fact!r}")
+            if time.monotonic() > self.role.deadline:
+                raise Late(f"{self.role.name} was waited for in vain: {fact!r}")
+            time.sleep(POLL_S)
+        return self.role.read(fact)
+
+    def outcome(self) -> Outcome:
+        """How its function ended, once it has."""
+        while not self.role.has("end"):
+            alive = self._runner.is_alive()
+            if not self.role.has("end") and not alive:
+                code = None if self.process is None else self.process.exitcode
+                raise Broken(f"{self.role.name} was gone too early, with exit code {code}")
+            if time.monotonic() > self.role.deadline:
+                raise Late(f"{self.role.name} did not end")
+            time.sleep(POLL_S)
+        outcome: Outcome = self.role.read("end")
+        return outcome
+
+    def result(self) -> Any:
+        """What its function returned, once it has."""
+        outcome = self.outcome()
+        if outcome.error is not None:
+            raise Broken(f"{self.role.name} was to return, it raised {outcome.trace}")
+        return outcome.value
+
+    def error(self, kind: type[E]) -> E:
+        """What its function raised, once it has: a *kind*."""
+        outcome = self.outcome()
+        if not isinstance(outcome.error, kind):
+            said = outcome.trace or f"returned {_short(outcome.value)}"
+            raise Broken(f"{self.role.name}: expected {kind.__name__}, it {said}")
+        return outcome.error
+
+    def gone(self) -> None:
+        """Wait until its process or thread has ended."""
+        while self._runner.is_alive():
+            if time.monotonic() > self.role.deadline:
+                raise Late(f"{self.role.name} did not end")
+            time.sleep(POLL_S)
+
+    def kill(self) -> None:
+        """Kill its process, and wait until it is gone."""
+        self.send(signal.SIGKILL)
+        self.gone()
+
+    def send(self, number: int) -> None:
+        """Send a signal to its process."""
+        if self.process is None or self.process.pid is None:
+            raise NotApplicable("only processes can be sent signals")
+        if self._runner.is_alive():
+            os.kill(self.process.pid, number)
+
+    def clear(self, until: float) -> str | None:
+        """End it, if it has not ended. Returns what is left, if anything."""
+        process = self.process
+        if process is not None and process.pid is not None and process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+        while self._runner.is_alive():
+            if time.monotonic() > until:
+                return f"{self.role.name} ({self._runner!r}) could not be ended"
+            time.sleep(POLL_S)
+        self._runner.join(_GRACE_S)
+        return None
+
+
+class Stage:
+    """What a promise's function works with.
+
+    Attributes:
+        context: in whose processes actors run; None: in threads.
+        path: the board's directory.
+        deadline: of the promise, on the monotonic clock.
+    """
+
+    def __init__(
+        self,
+        make: Callable[..., QueueLike],
+        context: ProcessContext | None,
+        path: str,
+        deadline: float,
+    ) -> None:
+        self.context = context
+        self.path = path
+        self.deadline = deadline
+        self.maker = make
+        self._queues: list[Callable[[], QueueLike | None]] = []
+        self._actors: list[Actor] = []
+
+    # Queues
+
+    def make(self, **kwargs: Any) -> QueueLike:
+        """A new queue to be checked."""
+        try:
+            queue = self.maker(**kwargs)
+        except TypeError as error:
+            if not kwargs:
+                raise
+            raise NotApplicable(f"make can't be called with {kwargs}: {error}") from None
+        self._queues.append(_reference(queue))
+        return queue
+
+    def queues(self) -> list[QueueLike]:
+        """Those that are still referred to."""
+        return [queue for refer in self._queues if (queue := refer()) is not None]
+
+    # Actors
+
+    def start(self, function: Callable[..., object], *args: Any) -> Actor:
+        """Start an actor in a process, or in a thread where the check is one of threads."""
+        if self.context is None:
+            return self.thread(function, *args)
+        role = self._role(function)
+        return self.process(role, _actors.perform, role, function, *args)
+
+    def thread(self, function: Callable[..., object], *args: Any) -> Actor:
+        """Start an actor in a thread of this process."""
+        role = self._role(function)
+        thread = threading.Thread(
+            target=_actors.perform, args=(role, function, *args), name=role.name, daemon=True
+        )
+        self._actors.append(Actor(role, thread, None))
+        thread.start()
+        return self._actors[-1]
+
+    def process(self, role: Role, target: Callable[..., object], *args: Any) -> Actor:
+        """Start a process with *target* as its own."""
+        if self.context is None:
+            raise NotApplicable("needs processes=")
+        process = self.context.Process(target=target, args=args)
+        with warnings.catch_warnings():
+            # From 3.12 on: a fork is one of a thread here, which waits for nobody else's locks.
+            warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
+            process.start()
+        self._actors.append(Actor(role, process, process))
+        return self._actors[-1]
+
+    def _role(self, function: Callable[..., object]) -> Role:
+        return self.role(f"{function.__name__}-{len(self._actors)}")
+
+    def role(self, name: str) -> Role:
+        """A place on the board."""
+        return Role(self.path, name, self.deadline)
+
+    def member(self, name: str) -> Callable[..., Any]:
+        """That member of the context."""
+        found = getattr(self.context, name, None)
+        if not callable(found):
+            raise NotApplicable(f"{self.context!r} has no {name}()")
+        member: Callable[..., Any] = found
+        return member
+
+    # Waiting
+
+    def until(self, fact: Callable[[], T], what: str) -> T:
+        """Wait until *fact* returns something true, and return that."""
+        while not (found := fact()):
+            if time.monotonic() > self.deadline:
+                raise Late(f"waited in vain: {what}")
+            time.sleep(POLL_S)
+        return found
+
+    def until_blocked(self, queue: QueueLike, *, producers: int = 0, consumers: int = 0) -> None:
+        """Wait until so many callers wait on each side."""
+
+        def blocked() -> bool:
+            now = queue.statistics()
+            return now.blocked_producers >= producers and now.blocked_consumers >= consumers
+
+        self.until(blocked, f"{producers} blocked producers and {consumers} blocked consumers")
+
+    # The end
+
+    def explain(self) -> str:
+        """What the queues say about themselves; in a thread of its own, as they may hang."""
+        said: list[str] = []
+
+        def ask() -> None:
+            for queue in self.queues():
+                try:
+                    said.append(f"explain(): {queue.explain()}")
+                except Exception as error:
+                    said.append(f"explain() raised {error!r}")
+
+        thread = threading.Thread(target=ask, name="explain", daemon=True)
+        thread.start()
+        thread.join(_GRACE_S)
+        if thread.is_alive():
+            said.append("explain() did not return")
+        return "\n".join(said)
+
+    def give_up(self) -> None:
+        """Wake whatever still waits on the queues."""
+
+        def cancel() -> None:
+            for queue in self.queues():
+                try:
+                    queue.cancel()
+                except Exception:
+                    pass
+
+        thread = threading.Thread(target=cancel, name="cancel", daemon=True)
+        thread.start()
+        thread.join(_GRACE_S)
+
+    def clear(self) -> list[str]:
+        """End every actor, processes by their pids. Returns what could not be ended."""
+        for name in os.listdir(self.path):  # the processes of a pool that was not brought down
+            if name.startswith("pool-") and name.endswith(".pid"):
+                self._end_member(int(name.removeprefix("pool-").removesuffix(".pid")))
+        until = time.monotonic() + _GRACE_S
+        left = [actor.clear(until) for actor in self._actors]
+        self._actors.clear()
+        return [what for what in left if what is not None]
+
+    def _end_member(self, pid: int) -> None:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+def _reference(queue: QueueLike) -> Callable[[], QueueLike | None]:
+    try:
+        return weakref.ref(queue)
+    except TypeError:
+        return lambda: queue
+
+
+# Running a promise
+
+
+def run(
+    promise: Promise,
+    make: Callable[..., QueueLike],
+    context: ProcessContext | None,
+    *,
+    fifo: bool,
+    deadline_s: float,
+) -> Result:
+    """Check one promise, whatever the queue does, and clear away what that left."""
+    if promise.needs == "processes" and context is None:
+        return _result(promise, "not applicable", "needs processes=", 0.0)
+    if promise.needs == "fifo" and not fifo:
+        return _result(promise, "not applicable", "needs fifo=True", 0.0)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="conformance-", ignore_cleanup_errors=True) as path:
+        stage = Stage(make, context, path, began + deadline_s)
+        ended: list[tuple[Literal["passed", "failed", "not applicable"], str]] = []
+        thread = threading.Thread(
+            target=_play, args=(promise, stage, ended), name=promise.name, daemon=True
+        )
+        thread.start()
+        try:
+            # What waits on the board says better what it waited for, so it gets to speak first.
+            thread.join(deadline_s + SLACK_S)
+            if ended:
+                outcome, detail = ended[0]
+            else:
+                detail = f"it did not end within {deadline_s:g} s\n{_where(thread)}"
+                outcome, detail = "failed", f"{detail}\n{stage.explain()}"
+        finally:
+            if outcome_is_bad := not ended or ended[0][0] == "failed":
+                stage.give_up()
+            left = stage.clear()
+            thread.join(_GRACE_S)
+            if outcome_is_bad:
+                gc.collect()
+    if thread.is_alive():
+        left.append(f"thread {thread.name!r} could not be ended; it is a daemon thread")
+    if left:
+        outcome, detail = "failed", "\n".join([detail, *(f"left behind: {what}" for what in left)])
+    return _result(promise, outcome, detail.strip(), time.monotonic() - began)
+
+
+def _result(
+    promise: Promise,
+    outcome: Literal["passed", "failed", "not applicable"],
+    detail: str,
+    seconds: float,
+) -> Result:
+    return Result(promise.name, promise.text, outcome, detail, seconds)
+
+
+def _play(
+    promise: Promise,
+    stage: Stage,
+    ended: list[tuple[Literal["passed", "failed", "not applicable"], str]],
+) -> None:
+    """The thread of a promise."""
+    try:
+        promise.check(stage)
+    except NotApplicable as why:
+        ended.append(("not applicable", str(why)))
+    except Late as error:
+        ended.append(("failed", f"{error}\n{_line(error)}\n{stage.explain()}"))
+    except Broken as error:
+        ended.append(("failed", f"{error}\n{_line(error)}"))
+    except BaseException as error:
+        trace = "".join(traceback.format_exception(error)).strip()
+        ended.append(("failed", f"unexpected {error!r}\n{trace}"))
+    else:
+        ended.append(("passed", ""))
+
+
+def _line(error: BaseException) -> str:
+    """The line of the promise's function at which *error* came up."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "_promises" in f.filename]
+    return "\n".join(f"  at {os.path.basename(f.filename)}:{f.lineno}: {f.line}" for f in frames)
+
+
+def _where(thread: threading.Thread) -> str:
+    """Where *thread* is."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    if frame is None:
+        return ""
+    return "  it hung here:\n" + "".join(traceback.format_stack(frame)[-8:]).rstrip()
