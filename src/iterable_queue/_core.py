@@ -14,15 +14,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 from weakref import WeakSet
 
+from iterable_queue import _cells as cells_
 from iterable_queue import _forks
-from iterable_queue import _ledger as ledger_
-from iterable_queue._errors import (
-    ChannelBroken,
-    EndpointElsewhere,
-    ProducerFailed,
-    WouldDeadlock,
-)
-from iterable_queue._ledger import (
+from iterable_queue._cells import (
     FORKED,
     KIND_NAMES,
     PROCESS,
@@ -31,9 +25,15 @@ from iterable_queue._ledger import (
     SENT,
     USED,
     WORKER,
-    Ledger,
     SlotView,
 )
+from iterable_queue._errors import (
+    ChannelBroken,
+    EndpointElsewhere,
+    ProducerFailed,
+    WouldDeadlock,
+)
+from iterable_queue._ledger import Ledger
 from iterable_queue._runtime import SLICE_S, Condition, is_lock_busy
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ _PACKAGE: Final = __name__.partition(".")[0]
 
 def user_line() -> str:
     """The line of user code that called into this package, as `file:line`."""
-    frame = sys._getframe(1)
+    frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
     while frame.f_back is not None:
         name = frame.f_globals.get("__name__", "")
         ours = name.partition(".")[0] == _PACKAGE and not name.startswith(f"{_PACKAGE}.testing")
@@ -120,6 +120,8 @@ class Core:
     """How often a busy lock is tried again at once before the caller sleeps for it."""
     append_now: Callable[[Any], object] | None = None
     """For an atomic channel: a C function that appends an item."""
+    size_now: Callable[[], int] | None = None
+    """Likewise, one that says how many there are."""
     queue_slot = 2
     """The slot of the queue itself: the second to be opened, after that of its maker's process."""
 
@@ -203,7 +205,7 @@ class Core:
                     continue  # the lock was busy
                 if not waiting.shown and endpoint is not None:
                     waiting.shown = True
-                    endpoint.set_blocked(1)
+                    endpoint.set_blocked(True)
                 if condition.sleep(left):
                     waiting.announced = False
                 else:
@@ -213,7 +215,7 @@ class Core:
             if waiting.announced:
                 self.tidy(condition.retract)
             if waiting.shown and endpoint is not None:
-                endpoint.set_blocked(-1)
+                endpoint.set_blocked(False)
 
     def _attempt_once(self, attempt: Callable[[], bool]) -> bool:
         """For calls that don't wait."""
@@ -279,7 +281,7 @@ class Core:
 
     def _bury_dropped(self) -> None:
         """With the lock held, but not necessarily at rest: a `__del__` may be inside anything."""
-        while self._dropped and not self.ledger.head[ledger_.HOLDER]:
+        while self._dropped and not self.ledger.head[cells_.HOLDER]:
             slot, number = self._dropped.popleft()
             self.ledger.transact(self._bury, slot, number)
 
@@ -314,10 +316,8 @@ class Core:
     def end(self, view: SlotView, how: str, cause: BaseException | None = None) -> None:
         """Close an endpoint whose user did not: a producer (or busy worker) has then failed."""
         cells = self.ledger.cells
-        base = view.slot * ledger_.SLOT_SIZE
-        busy = view.kind == WORKER and (
-            view.in_hand or cells[base + ledger_.FLAGS] & ledger_.UNASKED
-        )
+        base = view.slot * cells_.SLOT_SIZE
+        busy = view.kind == WORKER and (view.in_hand or cells[base + cells_.FLAGS] & cells_.UNASKED)
         if view.kind in (PRODUCER, QUEUE) or busy:
             self.ledger.fail(
                 view.slot, view.number, self.runtime.errors.pack(self.failure(view, how, cause))
@@ -339,7 +339,7 @@ class Core:
 
     def close_queue(self) -> None:
         """No further producers or workers. Called with the lock held."""
-        if not self.ledger.head[ledger_.STATE] & ledger_.CLOSED:
+        if not self.ledger.head[cells_.STATE] & cells_.CLOSED:
             self.ledger.close(self.queue_slot, 0)
 
     def is_alive(self, process: int) -> bool:
@@ -392,9 +392,7 @@ def thread_core(queue: Any, maxsize: int) -> Core:
     from iterable_queue._channels.threads import ThreadChannel
     from iterable_queue._runtime import ThreadRuntime
 
-    runtime = ThreadRuntime(
-        ledger_.HEAD_SIZE, (ledger_.WAIT_ITEM, ledger_.WAIT_ROOM, ledger_.WAIT_END)
-    )
+    runtime = ThreadRuntime(cells_.HEAD_SIZE, (cells_.WAIT_ITEM, cells_.WAIT_ROOM, cells_.WAIT_END))
     channel = ThreadChannel(runtime.head, queue)
     ledger = Ledger(runtime, channel)
     ledger.set_up(maxsize)
@@ -402,4 +400,5 @@ def thread_core(queue: Any, maxsize: int) -> Core:
     core = Core(runtime, ledger)
     if channel.atomic:
         core.append_now = queue.put
+        core.size_now = queue.qsize
     return core

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
+from iterable_queue._cells import HEAD_SIZE, SLOT_SIZE
 from iterable_queue._channels.processes import reserve
-from iterable_queue._ledger import HEAD_SIZE, SLOT_SIZE
 from iterable_queue._liveness import is_held
 
 if TYPE_CHECKING:
@@ -81,8 +81,9 @@ def _parts(context: Context | None) -> tuple[type[SemLock], str]:
         raise TypeError(f"context must have RLock(), as multiprocessing does; {context!r} has not")
     # A lock of the fork kind has no name, so that making it starts no tracker process.
     get_context = getattr(context, "get_context", None)
-    source = get_context("fork") if callable(get_context) else context
-    semlock = type(getattr(source.RLock(), "_semlock", None))
+    source: Any = get_context("fork") if callable(get_context) else context
+    lock: Any = source.RLock()
+    semlock = cast("type[SemLock]", type(getattr(lock, "_semlock", None)))
     if not hasattr(semlock, "_rebuild"):
         raise TypeError(
             f"context must have an RLock() that rests on a semaphore which processes share "

@@ -7,7 +7,6 @@ hand over, one transition of the ledger, and, where that can't be made now, `Cor
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Callable, Iterable
 from queue import Empty, Full
 from threading import get_ident
@@ -15,18 +14,8 @@ from time import monotonic_ns
 from types import TracebackType
 from typing import Any, Generic, NoReturn, Self, TypeVar
 
-from iterable_queue import _ledger as ledger_
-from iterable_queue._core import Core, check_exception, check_int, deadline_of, user_line
-from iterable_queue._errors import (
-    ChannelBroken,
-    ConsumerClosed,
-    Done,
-    EndpointElsewhere,
-    ItemError,
-    ProducerClosed,
-    WouldDeadlock,
-)
-from iterable_queue._ledger import (
+from iterable_queue import _cells as cells_
+from iterable_queue._cells import (
     CLOSED,
     CONSUMER,
     KIND_NAMES,
@@ -36,7 +25,17 @@ from iterable_queue._ledger import (
     WAIT_ITEM,
     WAIT_ROOM,
     WORKER,
-    Hand,
+)
+from iterable_queue._channel import EMPTY, Hand
+from iterable_queue._core import Core, check_exception, check_int, deadline_of, user_line
+from iterable_queue._errors import (
+    ChannelBroken,
+    ConsumerClosed,
+    Done,
+    EndpointElsewhere,
+    ItemError,
+    ProducerClosed,
+    WouldDeadlock,
 )
 from iterable_queue._runtime import is_lock_busy
 
@@ -59,14 +58,13 @@ class Endpoint:
         _lost: why it can't be used here at all, if so; raised by every call.
         _dumps, _loads: how items cross to other processes; None: handed over as they are.
         _hands: what each thread holds, by its identifier (consumers and workers).
-        _blocked: threads that wait in a call.
+        _blocked: identifiers of the threads that wait in a call.
     """
 
     __slots__ = (
         "__weakref__",
         "_append",
         "_blocked",
-        "_blocked_lock",
         "_closed",
         "_core",
         "_dumps",
@@ -84,7 +82,7 @@ class Endpoint:
         "slot",
     )
 
-    kind = ledger_.FREE
+    kind = cells_.FREE
     closed_error: type[ProducerClosed | ConsumerClosed] = ProducerClosed
 
     def __init__(self, core: Core, slot: int, number: int, lost: Exception | None = None) -> None:
@@ -93,7 +91,7 @@ class Endpoint:
         self.number = number
         self._ledger = core.ledger
         self._locks = (core.runtime.trylock,) * core.spins + (core.runtime.lock,)
-        self._stamp_at = slot * ledger_.SLOT_SIZE + ledger_.STAMP
+        self._stamp_at = slot * cells_.SLOT_SIZE + cells_.STAMP
         self._ready = False
         self._closed = False
         self._lost = lost
@@ -101,11 +99,10 @@ class Endpoint:
         self._loads = core.loads
         self._is_worker = self.kind == WORKER
         self._head = core.ledger.head
-        self._size = core.ledger.channel.size
+        self._size = core.size_now or core.ledger.channel.size
         self._append = None if self._is_worker or self._head[MAXSIZE] else core.append_now
         self._hands: dict[int, Hand] = {}
-        self._blocked = 0
-        self._blocked_lock = threading.Lock()
+        self._blocked: set[int] = set()
         core.endpoints.add(self)
 
     # -- whose it is -----------------------------------------------------------------------------
@@ -129,13 +126,13 @@ class Endpoint:
         ledger = self._ledger
         if not ledger.take_over(self.slot, self.number, None):
             raise self._elsewhere()
-        ledger.cells[self.slot * ledger_.SLOT_SIZE + ledger_.FLAGS] |= ledger_.USED
+        ledger.cells[self.slot * cells_.SLOT_SIZE + cells_.FLAGS] |= cells_.USED
         if self.kind != PRODUCER:
             ledger.hands[self.slot] = self._hands
         self._ready = True
 
     def _touch(self) -> None:
-        """For calls that don't take the endpoint: the owner may, and the maker until it is taken."""
+        """For calls that don't take it: the owner may, and the maker until it is taken."""
         if not self._ready:
             self._check_open()
             self._core.transact(self._touch_locked)
@@ -150,7 +147,7 @@ class Endpoint:
     def _elsewhere(self) -> Exception:
         """Why this process may not use the endpoint. Called with the lock held."""
         ledger = self._ledger
-        if ledger.head[ledger_.STATE] & (ledger_.CANCELLED | ledger_.BROKEN):
+        if ledger.head[cells_.STATE] & (cells_.CANCELLED | cells_.BROKEN):
             return ledger.refusal()
         where = "another process, which has closed it or ended"
         if ledger.is_open(self.slot, self.number):
@@ -168,17 +165,16 @@ class Endpoint:
     def forget(self) -> None:
         """In a forked child: nothing that was known of this endpoint holds here."""
         self._ready = False
-        self._blocked = 0
-        self._blocked_lock = threading.Lock()
+        self._blocked.clear()
 
-    def set_blocked(self, change: int) -> None:
-        """One thread more (or fewer) waits in a call."""
-        with self._blocked_lock:
-            self._blocked += change
+    def set_blocked(self, waits: bool) -> None:
+        """The calling thread waits in a call, or does so no more."""
+        change = self._blocked.add if waits else self._blocked.discard
+        change(get_ident())
         self._core.tidy(self._show_blocked)
 
     def _show_blocked(self) -> None:
-        self._ledger.set_blocked(self.slot, self.number, self._blocked)
+        self._ledger.set_blocked(self.slot, self.number, len(self._blocked))
 
     # -- what every endpoint can do --------------------------------------------------------------
 
@@ -222,7 +218,7 @@ class Endpoint:
 
     def full(self) -> bool:
         """`qsize() >= maxsize`; always False on an unbounded queue."""
-        return 0 < self._ledger.head[ledger_.MAXSIZE] <= self.qsize()
+        return 0 < self._ledger.head[cells_.MAXSIZE] <= self.qsize()
 
     def _open_clone(self) -> tuple[Core, int, int]:
         self._touch()
@@ -316,7 +312,7 @@ class _Putting(Endpoint, Generic[T]):
             return self._ledger.put(self.slot, self.number, payload, self._is_worker)
 
         if not self._core.wait(attempt, self._core.runtime.room, deadline, self):
-            maxsize = self._ledger.head[ledger_.MAXSIZE]
+            maxsize = self._ledger.head[cells_.MAXSIZE]
             raise Full(f"the queue holds {maxsize} item(s), its maxsize")
 
     def put_nowait(self, item: T) -> None:
@@ -383,26 +379,10 @@ class _Getting(Endpoint, Generic[T]):
     def get(self, block: bool = True, timeout: float | None = None) -> T:
         """Take the next item; see `Consumer.get`."""
         hand = self._hands.get(get_ident())
-        if hand is not None and hand.pull is not None and hand.last == 1 and timeout is None:
-            # An atomic channel: no lock while there is something.
-            pending = hand.pending
-            queued = self._size()
-            if queued or pending:
-                hand.peak = max(hand.peak, queued)
-                self._ledger.cells[self._stamp_at] = monotonic_ns()
-                try:
-                    if not pending:
-                        hand.pull()
-                    if self._head[WAIT_ROOM]:
-                        self._core.transact(self._ledger.room.notify)
-                    item = pending[0]
-                except (Empty, IndexError):
-                    pass
-                else:
-                    # From here on no signal handler runs before the caller has the item.
-                    hand.taken += 1
-                    del pending[0]
-                    return item  # type: ignore[no-any-return]
+        if hand is not None and hand.quick is not None and timeout is None:
+            item = self._get_now(hand)
+            if item is not EMPTY:
+                return item  # type: ignore[no-any-return]
         deadline = None if block and timeout is None else deadline_of(block, timeout)
         if not self._ready:
             self._use(deadline)
@@ -446,6 +426,26 @@ class _Getting(Endpoint, Generic[T]):
         finally:
             hand.busy = False
 
+    def _get_now(self, hand: Hand) -> Any:
+        """From an atomic channel, without the lock: an item, or EMPTY."""
+        queued = self._size()
+        if queued > hand.peak:  # noqa: PLR1730 - a call of max() would cost as much as all this
+            hand.peak = queued
+        self._ledger.cells[self._stamp_at] = monotonic_ns()
+        pending = hand.pending
+        try:
+            if not pending:
+                hand.quick()  # type: ignore[misc]
+            if self._head[WAIT_ROOM]:
+                self._core.transact(self._ledger.room.notify)
+            item = pending[0]
+        except (Empty, IndexError):
+            return EMPTY
+        # From here on no signal handler runs before the caller has the item.
+        hand.taken += 1
+        del pending[0]
+        return item
+
     def _new_hand(self) -> Hand:
         lean = self.kind == CONSUMER and self._ledger.channel.atomic
         return self._hands.setdefault(get_ident(), Hand(self._ledger.channel, lean))
@@ -469,7 +469,7 @@ class _Getting(Endpoint, Generic[T]):
 
     def _item_error(self, pending: list[Any], error: Exception) -> ItemError:
         payload, tag = pending[0]
-        producer = tag & ledger_.NUMBER_MASK
+        producer = tag & cells_.NUMBER_MASK
         del pending[0]
         failed = ItemError(
             f"an item of producer {producer} ({len(payload)} bytes) could not be unpickled: "
@@ -503,6 +503,7 @@ class _Getting(Endpoint, Generic[T]):
             if hand.pull is not None:
                 hand.taken += len(items)
                 hand.last = len(items)
+                hand.quick = None
             del hand.pending[: len(items)]
             return items
         finally:
@@ -526,6 +527,11 @@ class _Getting(Endpoint, Generic[T]):
         return self
 
     def __next__(self) -> T:
+        hand = self._hands.get(get_ident())
+        if hand is not None and hand.quick is not None:
+            item = self._get_now(hand)
+            if item is not EMPTY:
+                return item  # type: ignore[no-any-return]
         try:
             return self.get()
         except Done:
@@ -567,9 +573,9 @@ class WorkerEndpoint(_Getting[T], _Putting[T]):
     def _leave(self, exc: BaseException | None) -> None:
         # Work cut short is a failure; an error that came while nothing was in hand, such as
         # ProducerFailed from get, is not this worker's.
-        flags = self._ledger.cells[self.slot * ledger_.SLOT_SIZE + ledger_.FLAGS]
+        flags = self._ledger.cells[self.slot * cells_.SLOT_SIZE + cells_.FLAGS]
         if exc is not None and (
-            flags & ledger_.UNASKED or any(hand.held for hand in self._hands.values())
+            flags & cells_.UNASKED or any(hand.held for hand in self._hands.values())
         ):
             self.fail(exc)
         else:
@@ -578,16 +584,13 @@ class WorkerEndpoint(_Getting[T], _Putting[T]):
 
 def came_from_signal_handler(error: BaseException) -> bool:
     """Whether a signal handler raised *error*, in whatever it interrupted."""
-    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
-    codes = {
-        getattr(part, "__code__", None)
-        for handler in handlers
-        for part in (
-            handler,
-            getattr(handler, "__func__", None),
-            getattr(handler, "__call__", None),
-        )
-    }
+    codes: set[object] = set()
+    for number in signal.valid_signals():
+        handler = signal.getsignal(number)
+        if callable(handler):
+            method = handler if hasattr(handler, "__code__") else type(handler).__call__
+            method = getattr(handler, "__func__", method)
+            codes.add(getattr(method, "__code__", None))
     trace = error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code in codes:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from iterable_queue import _ledger as ledger_
-from iterable_queue._ledger import (
+from iterable_queue import _cells as cells_
+from iterable_queue._cells import (
     CONSUMER,
     FORKED,
     KIND_NAMES,
@@ -35,20 +35,20 @@ def statistics(core: Core) -> Statistics:
         else:
             getting += view.blocked
     return Statistics(
-        open_producers=head[ledger_.PRODUCERS],
-        open_consumers=head[ledger_.CONSUMERS],
-        open_workers=head[ledger_.WORKERS],
+        open_producers=head[cells_.PRODUCERS],
+        open_consumers=head[cells_.CONSUMERS],
+        open_workers=head[cells_.WORKERS],
         put=put,
         taken=core.ledger.taken(),
         finished=core.ledger.finished(),
         queued=queued,
-        lost=head[ledger_.LOST],
-        redelivered=head[ledger_.REDELIVERED],
-        dropped=head[ledger_.DROPPED],
+        lost=head[cells_.LOST],
+        redelivered=head[cells_.REDELIVERED],
+        dropped=head[cells_.DROPPED],
         blocked_producers=putting,
         blocked_consumers=getting,
-        highest_queued=head[ledger_.HIGHEST],
-        failures=head[ledger_.FAILED],
+        highest_queued=head[cells_.HIGHEST],
+        failures=head[cells_.FAILED],
         state=core.ledger.state_name(),
     )
 
@@ -80,7 +80,7 @@ def _summary(core: Core, stats: Statistics, views: list[SlotView]) -> str:
         return stats.state
     if stats.state in ("cancelled", "broken", "abandoned"):
         return f"{stats.state}: {core.ledger.refusal()}"
-    reasons = []
+    reasons: list[str] = []
     if stats.state == "open":
         reasons.append("the queue has not been closed")
     if stats.open_producers:
@@ -136,7 +136,7 @@ def _process(core: Core, slot: int) -> str:
 
 def _road(core: Core, view: SlotView) -> str:
     """By which road a copy of an untaken endpoint may have left its maker."""
-    roads = []
+    roads: list[str] = []
     if view.flags & STARTED:
         roads.append("given to a process as that was started")
     if view.flags & SENT:
@@ -145,5 +145,5 @@ def _road(core: Core, view: SlotView) -> str:
         roads.append("inherited by children forked since")
     if not roads:
         return ""
-    adrift = "adrift: its maker's copy is gone; " if view.flags & ledger_.DROPPED_COPY else ""
+    adrift = "adrift: its maker's copy is gone; " if view.flags & cells_.DROPPED_COPY else ""
     return adrift + " and ".join(roads)

@@ -56,13 +56,14 @@ def _arguments_of_child() -> tuple[object, ...]:
     """
     frame = launching_frame()
     process = None if frame is None else frame.f_locals.get("process_obj")
-    kwargs = getattr(process, "_kwargs", None) or {}
-    return (*(getattr(process, "_args", None) or ()), *kwargs.values())
+    positional: tuple[object, ...] = getattr(process, "_args", None) or ()
+    named: dict[str, object] = getattr(process, "_kwargs", None) or {}
+    return (*positional, *named.values())
 
 
 def launching_frame() -> FrameType | None:
     """The frame of multiprocessing's `_launch` on this thread's stack, if a process is started."""
-    frame: FrameType | None = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
     while frame is not None:
         if frame.f_code.co_name == "_launch" and "process_obj" in frame.f_code.co_varnames:
             return frame

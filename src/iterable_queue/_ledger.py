@@ -65,8 +65,66 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from queue import Empty
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from iterable_queue._cells import (
+    ABANDONED,
+    BLOCKED,
+    BROKEN,
+    BUSY,
+    CANCEL_ON_FAILURE,
+    CANCELLED,
+    CLOSED,
+    CONSUMER,
+    CONSUMERS,
+    DROPPED,
+    DROPPED_COPY,
+    EVER,
+    FAILED,
+    FLAGS,
+    FORKED,
+    FREE,
+    FREE_SLOT,
+    GENERATION,
+    HIGHEST,
+    HOLDER,
+    IN_HAND,
+    KIND,
+    KIND_NAMES,
+    LEAN,
+    LINEAGE,
+    LOST,
+    MAKER,
+    MAXSIZE,
+    NEXT,
+    NUMBER,
+    NUMBERS,
+    OWNER,
+    PROCESS,
+    PRODUCER,
+    PRODUCERS,
+    QUEUE,
+    REDELIVER,
+    REDELIVERED,
+    RETURNED,
+    ROAD,
+    SENT,
+    SLOT_SIZE,
+    SLOTS,
+    STAMP,
+    STARTED,
+    STATE,
+    TAKEN,
+    TEXT,
+    UNASKED,
+    USED,
+    WAIT_ITEM,
+    WAIT_ROOM,
+    WORKER,
+    WORKERS,
+    SlotView,
+)
+from iterable_queue._channel import EMPTY, Channel, Hand
 from iterable_queue._errors import (
     Cancelled,
     ChannelBroken,
@@ -85,174 +143,9 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# The cells of the head.
-STATE: Final = 0  # CLOSED | CANCELLED | ABANDONED | BROKEN
-MAXSIZE: Final = 1  # most items queued; 0: unbounded
-LEAN: Final = 2  # of the hand-outs, those counted in hands
-TAKEN: Final = 3  # hand-outs to user code under the lock
-LOST: Final = 5  # items in the hands of killed consumers, not handed out again
-RETURNED: Final = 6  # hand-outs taken back: undelivered ones of a closed consumer, redeliveries
-REDELIVERED: Final = 7  # of these, those of killed consumers
-DROPPED: Final = 8  # items dropped by cancel
-PRODUCERS: Final = 9  # open producers
-CONSUMERS: Final = 10  # open consumers
-WORKERS: Final = 11  # open workers
-BUSY: Final = 12  # reasons for which a worker counts as an open producer
-EVER: Final = 13  # consumers and workers ever opened
-FAILED: Final = 14  # failures recorded
-NUMBERS: Final = 15  # the last number given to an endpoint
-HIGHEST: Final = 16  # the highest value of queued
-SLOTS: Final = 17  # slots in use or on the free list; slot 0 is nobody
-FREE_SLOT: Final = 18  # first slot of the free list, linked through NEXT
-WAIT_ITEM: Final = 19  # consumers announced as waiting for an item (or the end)
-WAIT_ROOM: Final = 20  # producers announced as waiting for room (or the end)
-WAIT_END: Final = 21  # callers of join announced as waiting for the end
-HOLDER: Final = 22  # slot of the process inside the lock
-CANCEL_ON_FAILURE: Final = 23  # 1: a failure cancels the queue
-REDELIVER: Final = 24  # 1: what a killed consumer had in hand is handed out again
-CHANNEL: Final = 32  # from here on the cells are the channel's
-HEAD_SIZE: Final = 64
-
-# Bits of STATE.
-CLOSED: Final = 1
-CANCELLED: Final = 2
-ABANDONED: Final = 4
-BROKEN: Final = 8
-
-# The cells of a slot.
-KIND: Final = 0
-NUMBER: Final = 1  # of the endpoint; of a process slot: its pid
-FLAGS: Final = 2
-GENERATION: Final = 3  # takes so far
-OWNER: Final = 4  # slot of the process that took it; 0: untaken
-MAKER: Final = 5  # slot of the process that made it; 0: that process has gone
-ROAD: Final = 6  # slot of the process that pickled it, or of the one being started with it
-LINEAGE: Final = 7  # number of the lock that is inherited by the children that may hold a copy
-IN_HAND: Final = 8  # items handed out and not finished
-BLOCKED: Final = 9  # threads waiting in a call
-STAMP: Final = 10  # when it last did anything, ns
-NEXT: Final = 11  # next free slot
-TEXT: Final = 12  # the line of user code that made it, as bytes
-SLOT_SIZE: Final = 32
-
-NUMBER_MASK: Final = (1 << 48) - 1
-"""An item's tag is its producer's number, and above these bits how often it was redelivered."""
-
-MAX_DELIVERIES: Final = 3
-"""How often an item is handed out at most, where items are redelivered."""
-
-# Kinds of slot.
-FREE: Final = 0
-PRODUCER: Final = 1
-CONSUMER: Final = 2
-WORKER: Final = 3
-QUEUE: Final = 4  # the queue itself, which counts as a producer until it is closed
-PROCESS: Final = 5
-KIND_NAMES: Final = ("free slot", "producer", "consumer", "worker", "queue", "process")
-
-# Flags of a slot.
-USED: Final = 1  # it has done something, and stays where it is
-UNASKED: Final = 2  # a worker that has not called get yet
-STARTED: Final = 4  # given to a process as that was started
-SENT: Final = 8  # pickled in some other way
-FORKED: Final = 16  # a child was forked while it was untaken
-DROPPED_COPY: Final = 32  # the copy in the process that last had it was dropped
-
-EMPTY: Final = object()
-"""What a channel's `peek` returns when it holds nothing."""
-
 
 class IllegalTransition(RuntimeError):
     """A bug in this library: a transition that the state machine does not have."""
-
-
-class Channel(Protocol):
-    """Where the items are. It decides nothing about endpoints."""
-
-    atomic: bool
-    """`append`, `size` and the result of `pull_into` may be called without the lock."""
-    stash: list[Any]
-    """Copies of items that `peek` has read; emptied by the ledger when one is handed out."""
-
-    def append(self, payload: Any, producer: int) -> None:
-        """Put *payload* behind the others, wholly or, if this raises, not at all."""
-
-    def size(self) -> int:
-        """How many items there are; exact at some moment during the call."""
-        ...
-
-    def peek(self) -> Any:
-        """The next item, or EMPTY. It is gone from the ledger's next store to TAKEN on."""
-        ...
-
-    def pull_into(self, pending: list[Any]) -> Callable[[], object] | None:
-        """For an atomic channel: a C function that moves one item to *pending* or raises Empty."""
-        ...
-
-    def unwrap(self, payload: Any) -> tuple[Any, int]:
-        """The arguments with which `append` got what `peek` returned."""
-        ...
-
-    def clear(self) -> None:
-        """Drop everything."""
-
-
-class Hand:
-    """What one thread holds of one consumer's items. Only that thread changes it.
-
-    A consumer on an atomic channel counts here, without the lock: `taken` and `last` say how many
-    items its thread was handed in all and by the last call, `idle_at` is the value of `taken` at
-    which it last came back for more and found nothing. `fold` remembers what it has seen.
-    """
-
-    __slots__ = (
-        "busy",
-        "held",
-        "idle_at",
-        "kept",
-        "last",
-        "peak",
-        "pending",
-        "pull",
-        "seen",
-        "taken",
-    )
-
-    def __init__(self, channel: Channel, lean: bool) -> None:
-        self.busy = False
-        """The thread is in a call that takes items."""
-        self.held = 0
-        """Items taken under the lock and not finished: they count in the slot's IN_HAND."""
-        self.pending: list[Any] = []
-        """Payloads not returned to user code yet; survives an interrupt in `get`."""
-        self.kept: list[Any] = []
-        """Copies of what is held, where items are redelivered."""
-        self.pull = channel.pull_into(self.pending) if lean else None
-        """Moves one item to `pending`, if this hand counts by itself."""
-        self.taken = 0
-        self.last = 1
-        self.idle_at = 0
-        self.peak = 0
-        """The most items that this thread saw queued as it took one."""
-        self.seen = (0, 0)
-        """`taken` and the items in hand at the last `fold`."""
-
-
-class SlotView(NamedTuple):
-    """One slot, read out for people."""
-
-    slot: int
-    kind: int
-    number: int
-    flags: int
-    owner: int
-    maker: int
-    road: int
-    lineage: int
-    in_hand: int
-    blocked: int
-    stamp: int
-    text: str
 
 
 class Ledger:
@@ -409,6 +302,7 @@ class Ledger:
         assert hand.pull is not None
         hand.idle_at = hand.taken
         hand.last = 1
+        hand.quick = hand.pull
         hand.peak = max(hand.peak, self.channel.size())
         try:
             while len(hand.pending) < limit:
@@ -585,8 +479,9 @@ class Ledger:
             cancelled.__cause__ = reason
             return cancelled
         return ConsumersGone(
-            f"the queue is closed and its last consumer has gone, with {self.channel.size()} item(s) left "
-            f"and {self.head[PRODUCERS]} producer(s) open; keep a consumer open until Done"
+            "the queue is closed and its last consumer has gone, with "
+            f"{self.channel.size()} item(s) left and {self.head[PRODUCERS]} producer(s) open; keep "
+            "a consumer open until Done"
         )
 
     def failure(self) -> ProducerFailed:

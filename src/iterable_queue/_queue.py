@@ -6,8 +6,9 @@ import queue
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
+from iterable_queue import _cells as cells_
 from iterable_queue import _errors
-from iterable_queue import _ledger as ledger_
+from iterable_queue._cells import CONSUMER, PRODUCER, QUEUE, WORKER
 from iterable_queue._core import (
     Core,
     check_bool,
@@ -19,7 +20,6 @@ from iterable_queue._core import (
 )
 from iterable_queue._endpoints import ConsumerEndpoint, ProducerEndpoint, WorkerEndpoint
 from iterable_queue._errors import WouldDeadlock
-from iterable_queue._ledger import CONSUMER, PRODUCER, QUEUE, WORKER
 from iterable_queue._protocols import (
     Consumer,
     Context,
@@ -56,7 +56,7 @@ class IterableQueue(Generic[T]):
     Empty: ClassVar[type[queue.Empty]] = queue.Empty
     Full: ClassVar[type[queue.Full]] = queue.Full
 
-    MAX_DELIVERIES: ClassVar[int] = ledger_.MAX_DELIVERIES
+    MAX_DELIVERIES: ClassVar[int] = cells_.MAX_DELIVERIES
     """How often an item is handed out at most with `redeliver=True`."""
 
     __slots__ = ("__weakref__", "_core", "_entered", "_lost", "_maker")
@@ -176,7 +176,7 @@ class IterableQueue(Generic[T]):
         """
         deadline = deadline_of(True, timeout)
         core = self._here()
-        if self._entered and not core.ledger.head[ledger_.STATE] & ledger_.CLOSED:
+        if self._entered and not core.ledger.head[cells_.STATE] & cells_.CLOSED:
             raise WouldDeadlock(
                 "join() inside the queue's own `with` block would wait for the block's end, which "
                 "closes the queue: leave the block first, or call close()"
@@ -222,7 +222,7 @@ class IterableQueue(Generic[T]):
 
     def full(self) -> bool:
         """`qsize() >= maxsize`; always False on an unbounded queue."""
-        return 0 < self._core.ledger.head[ledger_.MAXSIZE] <= self.qsize()
+        return 0 < self._core.ledger.head[cells_.MAXSIZE] <= self.qsize()
 
     def statistics(self) -> Statistics:
         """A snapshot of the counts."""
@@ -256,3 +256,8 @@ class IterableQueue(Generic[T]):
         core: Core | None = getattr(self, "_core", None)
         if core is not None and self._maker and not core.elsewhere:
             core.drop(core.queue_slot, 0)
+
+
+def new_handle() -> IterableQueue[Any]:
+    """A queue to be begun with another one's core: one that was unpickled."""
+    return IterableQueue.__new__(IterableQueue)

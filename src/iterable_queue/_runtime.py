@@ -44,6 +44,7 @@ class Lock(Protocol):
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         tb: TracebackType | None,
+        /,
     ) -> object: ...
 
 

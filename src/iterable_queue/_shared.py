@@ -42,18 +42,9 @@ from collections.abc import Iterator
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
+from iterable_queue import _cells as cells_
 from iterable_queue import _forks
-from iterable_queue import _ledger as ledger_
-from iterable_queue._channels.processes import SpoolChannel
-from iterable_queue._core import Core, thread_core
-from iterable_queue._directory import Address, make_directory, remove
-from iterable_queue._errors import (
-    ChannelBroken,
-    EndpointElsewhere,
-    WouldDeadlock,
-)
-from iterable_queue._exits import install_exit_hooks
-from iterable_queue._ledger import (
+from iterable_queue._cells import (
     BROKEN,
     CONSUMER,
     DROPPED_COPY,
@@ -72,10 +63,19 @@ from iterable_queue._ledger import (
     STATE,
     USED,
     WORKER,
-    Hand,
-    Ledger,
     SlotView,
 )
+from iterable_queue._channel import Hand
+from iterable_queue._channels.processes import SpoolChannel
+from iterable_queue._core import Core, thread_core
+from iterable_queue._directory import Address, make_directory, remove
+from iterable_queue._errors import (
+    ChannelBroken,
+    EndpointElsewhere,
+    WouldDeadlock,
+)
+from iterable_queue._exits import install_exit_hooks
+from iterable_queue._ledger import Ledger
 from iterable_queue._liveness import hold, how_it_ended, is_held
 from iterable_queue._pickling import pickling, spawning_popen
 from iterable_queue._runtime import SLICE_S, is_lock_busy
@@ -144,7 +144,7 @@ class SharedCore(Core):
         head = self.ledger.head
         if head[STATE] & BROKEN:
             raise self.ledger.refusal()
-        self.ledger.cells = self.runtime.cells(head[ledger_.SLOTS] * SLOT_SIZE)
+        self.ledger.cells = self.runtime.cells(head[cells_.SLOTS] * SLOT_SIZE)
         now = time.monotonic()
         holder = head[HOLDER]
         if holder:
@@ -174,7 +174,7 @@ class SharedCore(Core):
 
     def keep_leases(self) -> None:
         """Write down what is in hand, if this queue redelivers."""
-        if self.ledger.head[ledger_.REDELIVER]:
+        if self.ledger.head[cells_.REDELIVER]:
             self.ledger.lease = self._leases.write
 
     # -- taking part -----------------------------------------------------------------------------
@@ -265,7 +265,7 @@ class SharedCore(Core):
 
     def _bury_endpoint(self, view: SlotView, how: str) -> None:
         ledger = self.ledger
-        cut_short = view.kind == WORKER and (view.flags & ledger_.UNASKED)
+        cut_short = view.kind == WORKER and (view.flags & cells_.UNASKED)
         if view.in_hand:
             lost = self._redeliver(view) if ledger.lease is not None else view.in_hand
             if lost:
@@ -291,7 +291,7 @@ class SharedCore(Core):
             if tries >= MAX_DELIVERIES:
                 lost += 1
             else:
-                self.ledger.redeliver(view.slot, payload, tag & ledger_.NUMBER_MASK | tries << 48)
+                self.ledger.redeliver(view.slot, payload, tag & cells_.NUMBER_MASK | tries << 48)
         return lost
 
     def _release(self, process: int) -> None:
@@ -325,7 +325,7 @@ class SharedCore(Core):
                 if self._heir is None:
                     self._heir = self._make_heir()
                 ledger.assign(endpoint.slot, self._heir[0])
-            elif not ledger.cells[base + ledger_.OWNER]:
+            elif not ledger.cells[base + cells_.OWNER]:
                 ledger.cells[base + FLAGS] |= FORKED
                 if not ledger.cells[base + LINEAGE]:
                     lineage = lineage or self._add_lineage()
@@ -430,7 +430,7 @@ class SharedCore(Core):
         else:
             ledger.cells[base + FLAGS] |= SENT
             ledger.cells[base + ROAD] = ledger.me
-        return ledger.cells[base + ledger_.GENERATION]
+        return ledger.cells[base + cells_.GENERATION]
 
     def launched(self, launch: _Launch) -> None:
         """Starting a process has come to its end, well or not."""
@@ -453,7 +453,7 @@ class SharedCore(Core):
     def set_adrift(self, view: SlotView) -> None:
         # One that was taken here and handed on unused is as good as untaken again.
         base = view.slot * SLOT_SIZE
-        self.ledger.cells[base + ledger_.OWNER] = 0
+        self.ledger.cells[base + cells_.OWNER] = 0
         self.ledger.cells[base + FLAGS] |= DROPPED_COPY
         self._drop_lineages()
 
@@ -611,7 +611,7 @@ def attach(
         ProducerEndpoint,
         WorkerEndpoint,
     )
-    from iterable_queue._queue import IterableQueue
+    from iterable_queue._queue import new_handle
 
     fd = None if duplicate is None else duplicate.detach()
     lost: Exception | None = None
@@ -625,7 +625,7 @@ def attach(
         )
         core = thread_core(SimpleQueue(), 0)  # a stand-in: calls raise *lost* before using it
     if kind == QUEUE:
-        handle: IterableQueue[Any] = IterableQueue.__new__(IterableQueue)
+        handle = new_handle()
         handle.begin(core, maker=False, lost=lost)
         return handle
     classes: dict[int, type[Endpoint]] = {

@@ -13,11 +13,11 @@ import pickle
 import time
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from iterable_queue import _ledger as ledger_
+from iterable_queue import _cells as cells_
+from iterable_queue._cells import HEAD_SIZE
 from iterable_queue._channels.processes import reserve
 from iterable_queue._directory import COUNTING, RECURSIVE, Address, semaphore_names
 from iterable_queue._errors import pack_error, unpack_error
-from iterable_queue._ledger import HEAD_SIZE
 from iterable_queue._runtime import SLICE_S, Condition, guard
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class SharedRuntime:
         self._guards = [guard(acquire, release, True, seconds) for seconds in PATIENCE]
         self.lock: Lock = self._guards[-1]
         self.trylock: Lock = guard(acquire, release, False)
-        waiters = (ledger_.WAIT_ITEM, ledger_.WAIT_ROOM, ledger_.WAIT_END)
+        waiters = (cells_.WAIT_ITEM, cells_.WAIT_ROOM, cells_.WAIT_END)
         self.items, self.room, self.end = (
             Condition(self.head, index, semaphore)
             for index, semaphore in zip(waiters, self._semaphores, strict=True)

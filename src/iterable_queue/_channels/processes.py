@@ -24,7 +24,8 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from iterable_queue._ledger import CHANNEL, DROPPED, EMPTY, TAKEN
+from iterable_queue._cells import CHANNEL, DROPPED, TAKEN
+from iterable_queue._channel import EMPTY
 
 if TYPE_CHECKING:
     from iterable_queue._runtime import Cells

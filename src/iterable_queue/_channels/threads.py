@@ -16,9 +16,10 @@ from functools import partial
 from heapq import heapify, heappop
 from itertools import repeat, starmap
 from queue import Empty, LifoQueue, PriorityQueue, Queue, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from iterable_queue._ledger import EMPTY, TAKEN
+from iterable_queue._cells import TAKEN
+from iterable_queue._channel import EMPTY
 
 if TYPE_CHECKING:
     from iterable_queue._runtime import Cells
@@ -30,28 +31,26 @@ class ThreadChannel:
     A `SimpleQueue` is atomic by itself. Any other queue is touched with the lock held.
     """
 
-    __slots__ = ("_at", "_head", "_pull", "_put", "_queue", "_take", "atomic", "size", "stash")
+    __slots__ = ("_at", "_head", "_pull", "_put", "_queue", "_size", "_take", "atomic", "stash")
 
     def __init__(self, head: Cells, queue: Any) -> None:
         self.atomic = isinstance(queue, SimpleQueue)
         self.stash: list[Any] = []
-        self.size: Callable[[], int]
         self._head = head
         self._queue = queue
         self._at = -1
         """The value of TAKEN for which `stash` was filled: at any other, it has been taken."""
         self._put: Callable[[Any], object]
         self._take: Callable[[], Any]
-        self._put, self._take, size = _calls(queue)
-        self.size = size if self.atomic else lambda: size() + self._stashed()
+        self._put, self._take, self._size = _calls(queue)
         self._pull = self._puller(self.stash)
 
     def _puller(self, into: list[Any]) -> Callable[[], object]:
         """Moves one item to *into*. `map` and `starmap` are C: no signal handler runs between."""
         return map(into.append, starmap(self._take, repeat(()))).__next__
 
-    def _stashed(self) -> int:
-        return len(self.stash) if self._at == self._head[TAKEN] else 0
+    def size(self) -> int:
+        return self._size() + (len(self.stash) if self._at == self._head[TAKEN] else 0)
 
     def append(self, payload: Any, producer: int) -> None:
         try:
@@ -62,9 +61,9 @@ class ThreadChannel:
 
     def _take_back(self, payload: Any) -> None:
         """A heap whose items can't be compared keeps the one that it has just refused."""
-        items = getattr(self._queue, "queue", None)
-        if isinstance(items, list):
-            kept = [item for item in items if item is not payload]
+        items: list[Any] | None = getattr(self._queue, "queue", None)
+        if items.__class__ is list and items is not None:
+            kept: list[Any] = [item for item in items if item is not payload]
             if len(kept) == len(items) - 1:
                 items[:] = kept
                 if isinstance(self._queue, PriorityQueue):
@@ -96,29 +95,43 @@ class ThreadChannel:
             self.stash[:] = ()
 
 
-def _calls(q: Any) -> tuple[Callable[[Any], object], Callable[[], Any], Callable[[], int]]:
+class _Hooks(NamedTuple):
+    """What `queue.Queue` documents for those who derive from it to override."""
+
+    put: Callable[[Any], object]
+    get: Callable[[], Any]
+    qsize: Callable[[], int]
+
+
+def _hooks(q: Any) -> _Hooks:
+    return _Hooks(q._put, q._get, q._qsize)
+
+
+def _calls(q: Any) -> _Hooks:
     """How to put one item, to take one (of at least one), and to count, without other locks."""
-    if isinstance(q, SimpleQueue):
-        return q.put, q.get_nowait, q.qsize
-    if isinstance(q, Queue):
-        take: Callable[[], Any] = q._get
-        size: Callable[[], int] = q._qsize
-        base = type(q)
-        # The standard library's own three, straight to their containers' C methods.
-        if base._get is Queue._get:
-            take = q.queue.popleft
-        elif base._get is LifoQueue._get:
-            take = q.queue.pop
-        elif base._get is PriorityQueue._get:
-            take = partial(heappop, q.queue)
-        if base._qsize in (Queue._qsize, LifoQueue._qsize, PriorityQueue._qsize):
-            size = q.queue.__len__
-        put: Callable[[Any], object] = q._put
-        if base._put is Queue._put:
-            put = q.queue.append
-        return put, take, size
-    counted = _Counted(q)
-    return counted.put, counted.take, counted.size
+    kind = cast("Any", type(q))
+    if issubclass(kind, SimpleQueue):
+        return _Hooks(q.put, q.get_nowait, q.qsize)
+    if not issubclass(kind, Queue):
+        counted = _Counted(q)
+        return _Hooks(counted.put, counted.take, counted.size)
+    # The standard library's own three, straight to their containers' C methods; what a subclass
+    # overrides is called.
+    put, take, size = _hooks(q)
+    mine, fifo, lifo, heap = map(
+        _hooks, cast("tuple[Any, ...]", (kind, Queue, LifoQueue, PriorityQueue))
+    )
+    if mine.put in (fifo.put, lifo.put):
+        put = q.queue.append
+    if mine.get is fifo.get:
+        take = q.queue.popleft
+    elif mine.get is lifo.get:
+        take = q.queue.pop
+    elif mine.get is heap.get:
+        take = partial(heappop, q.queue)
+    if mine.qsize in (fifo.qsize, lifo.qsize, heap.qsize):
+        size = q.queue.__len__
+    return _Hooks(put, take, size)
 
 
 class _Counted:
@@ -127,7 +140,9 @@ class _Counted:
     def __init__(self, q: Any) -> None:
         self._q = q
         qsize = getattr(q, "qsize", None)
-        self._n = qsize() if callable(qsize) else 0
+        self._n = 0
+        if callable(qsize):
+            self._n = int(q.qsize())
 
     def put(self, item: Any) -> None:
         self._q.put(item)
@@ -139,4 +154,4 @@ class _Counted:
         return item
 
     def size(self) -> int:
-        return int(self._n)
+        return self._n

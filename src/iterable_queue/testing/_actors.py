@@ -15,18 +15,21 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, NoReturn
 
-from iterable_queue._errors import EndpointElsewhere
+from iterable_queue._errors import Done, EndpointElsewhere
 from iterable_queue._protocols import Consumer, Producer, Worker
 
 POLL_S = 0.001
 """How often a fact is looked for."""
+
+OVER = "over"
+"""A file on the board: the promise has ended, nothing is worth waiting for."""
 
 
 class Late(AssertionError):
     """Something did not happen in time."""
 
 
-class Outcome(NamedTuple):
+class Ending(NamedTuple):
     """How an actor's function ended."""
 
     value: Any
@@ -69,7 +72,7 @@ class Role(NamedTuple):
     def wait(self, fact: str) -> Any:
         """Wait for *fact*, and return the value that was posted with it."""
         while not self.has(fact):
-            if time.monotonic() > self.deadline:
+            if time.monotonic() > self.deadline or os.path.exists(f"{self.path}/{OVER}"):
                 raise Late(f"{self.name} waited in vain for {fact!r}")
             time.sleep(POLL_S)
         return self.read(fact)
@@ -77,11 +80,11 @@ class Role(NamedTuple):
     def end(self, value: object, error: BaseException | None, trace: str) -> None:
         """Post how the actor's function ended; what can't be pickled, by its text."""
         try:
-            content = pickle.dumps(Outcome(value, error, trace))
+            content = pickle.dumps(Ending(value, error, trace))
             pickle.loads(content)
         except Exception as why:
             said = RuntimeError(f"{value!r}, {error!r} can't be posted: {why!r}")
-            content = pickle.dumps(Outcome(None, said, trace))
+            content = pickle.dumps(Ending(None, said, trace))
         self._write("end", content)
 
 
@@ -91,11 +94,14 @@ def perform(role: Role, function: Callable[..., object], *args: Any) -> None:
     The endpoints are direct arguments of this, as they are in a user's program.
     """
     try:
-        value = function(role, *args)
-    except BaseException as error:
-        role.end(None, error, traceback.format_exc())
-    else:
-        role.end(value, None, "")
+        try:
+            value = function(role, *args)
+        except BaseException as error:
+            role.end(None, error, traceback.format_exc())
+        else:
+            role.end(value, None, "")
+    except FileNotFoundError:
+        pass  # the board has gone: nobody wants to know any more
 
 
 # Producing
@@ -121,6 +127,12 @@ def produce_on_cue(role: Role, out: Producer[Any], items: Iterable[Any]) -> None
             role.wait(f"put {n}")
             out.put(item)
             role.post(f"has put {n}")
+
+
+def put_all(role: Role, out: Producer[Any], items: Iterable[Any]) -> None:
+    """Put *items*, and leave the endpoint open for the other threads that use it."""
+    for item in items:
+        out.put(item)
 
 
 def fill(role: Role, out: Producer[Any], tries: int) -> int:
@@ -187,17 +199,6 @@ def take_and_hold(role: Role, source: Consumer[Any]) -> list[Any]:
     return items
 
 
-def take_and_meet(role: Role, source: Consumer[Any], others: list[str]) -> Any:
-    """Take one item, hold it until each of the *others* has one too, and take the rest."""
-    item = source.get()
-    role.post("holds")
-    for name in others:
-        role._replace(name=name).wait("holds")
-    if list(source):
-        raise AssertionError("there were more items than consumers")
-    return item
-
-
 def take_and_close(role: Role, source: Consumer[Any]) -> list[Any]:
     """Take one item, and close."""
     with source:
@@ -228,6 +229,17 @@ def interrupted_put(role: Role, out: Producer[Any], item: Any, after: Any) -> No
         role.post("interrupted")
     out.put(after)
     out.close()
+
+
+def take_from(role: Role, source: Consumer[Any], limit: int) -> list[list[Any]]:
+    """Take everything by `get_many`."""
+    batches: list[list[Any]] = []
+    role.post("ready")
+    try:
+        while True:
+            batches.append(list(source.get_many(limit)))
+    except Done:
+        return batches
 
 
 # Working

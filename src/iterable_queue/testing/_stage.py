@@ -17,12 +17,15 @@ import time
 import traceback
 import warnings
 import weakref
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from typing import Any, Final, Literal, Protocol, TypeVar
 
 from iterable_queue.testing import _actors
-from iterable_queue.testing._actors import POLL_S, Late, Outcome, Role
+from iterable_queue.testing._actors import OVER, POLL_S, Ending, Late, Role
 from iterable_queue.testing._conformance import (
+    Outcome,
     ProcessContext,
     ProcessLike,
     Promise,
@@ -58,6 +61,18 @@ def same(seen: object, expected: object, what: str) -> None:
     """*what* is as expected."""
     if seen != expected:
         raise Broken(f"{what}: expected {_short(expected)}, saw {_short(seen)}")
+
+
+def same_items(seen: Iterable[Any], put: Iterable[Any]) -> None:
+    """The items *seen*, in any order, are those that were *put*."""
+    taken, expected = Counter(seen), Counter(put)
+    if taken == expected:
+        return
+    lost, more = expected - taken, taken - expected
+    said = [f"{lost.total()} lost: {_short(sorted(lost, key=repr))}"] if lost else []
+    if more:
+        said.append(f"{more.total()} too many: {_short(sorted(more, key=repr))}")
+    raise Broken(f"each of {expected.total()} items exactly once, but {' and '.join(said)}")
 
 
 def holds(fact: object, what: str) -> None:
@@ -158,7 +173,7 @@ class Actor:
             time.sleep(POLL_S)
         return self.role.read(fact)
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> Ending:
         """How its function ended, once it has."""
         while not self.role.has("end"):
             alive = self._runner.is_alive()
@@ -168,7 +183,7 @@ class Actor:
             if time.monotonic() > self.role.deadline:
                 raise Late(f"{self.role.name} did not end")
             time.sleep(POLL_S)
-        outcome: Outcome = self.role.read("end")
+        outcome: Ending = self.role.read("end")
         return outcome
 
     def result(self) -> Any:
@@ -218,6 +233,18 @@ class Actor:
         return None
 
 
+@contextmanager
+def starting() -> Generator[None]:
+    """For what starts processes.
+
+    Promises run in threads, so a fork here is that of a process with threads, of which Python
+    warns from 3.12 on. Nothing that the children do waits for a lock of theirs.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
+        yield
+
+
 class Stage:
     """What a promise's function works with.
 
@@ -240,6 +267,7 @@ class Stage:
         self.maker = make
         self._queues: list[Callable[[], QueueLike | None]] = []
         self._actors: list[Actor] = []
+        self._kept: list[QueueLike] = []
 
     # Queues
 
@@ -257,6 +285,10 @@ class Stage:
     def queues(self) -> list[QueueLike]:
         """Those that are still referred to."""
         return [queue for refer in self._queues if (queue := refer()) is not None]
+
+    def keep(self) -> None:
+        """Refer to them until `clear`, so that they can be cancelled."""
+        self._kept = self.queues()
 
     # Actors
 
@@ -282,9 +314,7 @@ class Stage:
         if self.context is None:
             raise NotApplicable("needs processes=")
         process = self.context.Process(target=target, args=args)
-        with warnings.catch_warnings():
-            # From 3.12 on: a fork is one of a thread here, which waits for nobody else's locks.
-            warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
+        with starting():
             process.start()
         self._actors.append(Actor(role, process, process))
         return self._actors[-1]
@@ -359,13 +389,22 @@ class Stage:
 
     def clear(self) -> list[str]:
         """End every actor, processes by their pids. Returns what could not be ended."""
+        with open(f"{self.path}/{OVER}", "wb"):
+            pass
         for name in os.listdir(self.path):  # the processes of a pool that was not brought down
             if name.startswith("pool-") and name.endswith(".pid"):
                 self._end_member(int(name.removeprefix("pool-").removesuffix(".pid")))
         until = time.monotonic() + _GRACE_S
         left = [actor.clear(until) for actor in self._actors]
         self._actors.clear()
+        self._kept.clear()
         return [what for what in left if what is not None]
+
+    def pool_ended(self) -> None:
+        """A pool was brought down in order, so that its pids may be others' by now."""
+        for name in os.listdir(self.path):
+            if name.startswith("pool-"):
+                os.unlink(f"{self.path}/{name}")
 
     def _end_member(self, pid: int) -> None:
         try:
@@ -400,7 +439,7 @@ def run(
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="conformance-", ignore_cleanup_errors=True) as path:
         stage = Stage(make, context, path, began + deadline_s)
-        ended: list[tuple[Literal["passed", "failed", "not applicable"], str]] = []
+        ended: list[tuple[Outcome, str]] = []
         thread = threading.Thread(
             target=_play, args=(promise, stage, ended), name=promise.name, daemon=True
         )
@@ -429,7 +468,7 @@ def run(
 
 def _result(
     promise: Promise,
-    outcome: Literal["passed", "failed", "not applicable"],
+    outcome: Outcome,
     detail: str,
     seconds: float,
 ) -> Result:
@@ -439,7 +478,7 @@ def _result(
 def _play(
     promise: Promise,
     stage: Stage,
-    ended: list[tuple[Literal["passed", "failed", "not applicable"], str]],
+    ended: list[tuple[Outcome, str]],
 ) -> None:
     """The thread of a promise."""
     try:
@@ -447,10 +486,13 @@ def _play(
     except NotApplicable as why:
         ended.append(("not applicable", str(why)))
     except Late as error:
+        stage.keep()
         ended.append(("failed", f"{error}\n{_line(error)}\n{stage.explain()}"))
     except Broken as error:
+        stage.keep()
         ended.append(("failed", f"{error}\n{_line(error)}"))
     except BaseException as error:
+        stage.keep()
         trace = "".join(traceback.format_exception(error)).strip()
         ended.append(("failed", f"unexpected {error!r}\n{trace}"))
     else:

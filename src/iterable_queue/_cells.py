@@ -1,0 +1,99 @@
+"""The layout of the ledger's cells: which integer means what.
+
+The head has one cell for each count of the queue. Behind it come slots of equal size, one for each
+open endpoint, for the queue itself, and for each process that takes part; slot 0 is nobody's.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+# The cells of the head.
+STATE: Final = 0  # CLOSED | CANCELLED | ABANDONED | BROKEN
+MAXSIZE: Final = 1  # most items queued; 0: unbounded
+LEAN: Final = 2  # of the hand-outs, those counted in hands
+TAKEN: Final = 3  # hand-outs to user code under the lock
+LOST: Final = 5  # items in the hands of killed consumers, not handed out again
+RETURNED: Final = 6  # hand-outs taken back: undelivered ones of a closed consumer, redeliveries
+REDELIVERED: Final = 7  # of these, those of killed consumers
+DROPPED: Final = 8  # items dropped by cancel
+PRODUCERS: Final = 9  # open producers
+CONSUMERS: Final = 10  # open consumers
+WORKERS: Final = 11  # open workers
+BUSY: Final = 12  # reasons for which a worker counts as an open producer
+EVER: Final = 13  # consumers and workers ever opened
+FAILED: Final = 14  # failures recorded
+NUMBERS: Final = 15  # the last number given to an endpoint
+HIGHEST: Final = 16  # the highest value of queued
+SLOTS: Final = 17  # slots in use or on the free list; slot 0 is nobody
+FREE_SLOT: Final = 18  # first slot of the free list, linked through NEXT
+WAIT_ITEM: Final = 19  # consumers announced as waiting for an item (or the end)
+WAIT_ROOM: Final = 20  # producers announced as waiting for room (or the end)
+WAIT_END: Final = 21  # callers of join announced as waiting for the end
+HOLDER: Final = 22  # slot of the process inside the lock
+CANCEL_ON_FAILURE: Final = 23  # 1: a failure cancels the queue
+REDELIVER: Final = 24  # 1: what a killed consumer had in hand is handed out again
+CHANNEL: Final = 32  # from here on the cells are the channel's
+HEAD_SIZE: Final = 64
+
+# Bits of STATE.
+CLOSED: Final = 1
+CANCELLED: Final = 2
+ABANDONED: Final = 4
+BROKEN: Final = 8
+
+# The cells of a slot.
+KIND: Final = 0
+NUMBER: Final = 1  # of the endpoint; of a process slot: its pid
+FLAGS: Final = 2
+GENERATION: Final = 3  # takes so far
+OWNER: Final = 4  # slot of the process that took it; 0: untaken
+MAKER: Final = 5  # slot of the process that made it; 0: that process has gone
+ROAD: Final = 6  # slot of the process that pickled it, or of the one being started with it
+LINEAGE: Final = 7  # number of the lock that is inherited by the children that may hold a copy
+IN_HAND: Final = 8  # items handed out and not finished
+BLOCKED: Final = 9  # threads waiting in a call
+STAMP: Final = 10  # when it last did anything, ns
+NEXT: Final = 11  # next free slot
+TEXT: Final = 12  # the line of user code that made it, as bytes
+SLOT_SIZE: Final = 32
+
+NUMBER_MASK: Final = (1 << 48) - 1
+"""An item's tag is its producer's number, and above these bits how often it was redelivered."""
+
+MAX_DELIVERIES: Final = 3
+"""How often an item is handed out at most, where items are redelivered."""
+
+# Kinds of slot.
+FREE: Final = 0
+PRODUCER: Final = 1
+CONSUMER: Final = 2
+WORKER: Final = 3
+QUEUE: Final = 4  # the queue itself, which counts as a producer until it is closed
+PROCESS: Final = 5
+KIND_NAMES: Final = ("free slot", "producer", "consumer", "worker", "queue", "process")
+
+# Flags of a slot.
+USED: Final = 1  # it has done something, and stays where it is
+UNASKED: Final = 2  # a worker that has not called get yet
+STARTED: Final = 4  # given to a process as that was started
+SENT: Final = 8  # pickled in some other way
+FORKED: Final = 16  # a child was forked while it was untaken
+DROPPED_COPY: Final = 32  # the copy in the process that last had it was dropped
+
+
+class SlotView(NamedTuple):
+    """One slot, read out for people."""
+
+    slot: int
+    kind: int
+    number: int
+    flags: int
+    owner: int
+    maker: int
+    road: int
+    lineage: int
+    in_hand: int
+    blocked: int
+    stamp: int
+    text: str
