@@ -32,6 +32,7 @@ WAIT_ROOM: Final = 20  # producers announced as waiting for room (or the end)
 WAIT_END: Final = 21  # callers of join announced as waiting for the end
 HOLDER: Final = 22  # slot of the process inside the lock
 CANCEL_ON_FAILURE: Final = 23  # 1: a failure cancels the queue
+HANDLE: Final = 25  # slot of the process that alone can make endpoints; 0: others may, or none
 REDELIVER: Final = 24  # 1: what a killed consumer had in hand is handed out again
 CHANNEL: Final = 32  # from here on the cells are the channel's
 HEAD_SIZE: Final = 64

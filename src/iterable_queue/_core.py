@@ -287,16 +287,18 @@ class Core:
 
     def _bury(self, slot: int, number: int) -> None:
         ledger = self.ledger
+        if (slot, number) == (self.queue_slot, 0):
+            if ledger.head[cells_.HANDLE] == ledger.me:
+                ledger.close(slot, number)
+                ledger.no_more_consumers()
+            return
         if not ledger.is_open(slot, number):
             return
         view = ledger.view(slot)
         if not self.is_mine(view):
             return
         handed_on = view.flags & (SENT | FORKED)
-        if view.kind == QUEUE:
-            if not handed_on:
-                ledger.close(slot, number)
-        elif view.flags & USED:
+        if view.flags & USED:
             self.end(view, "was dropped without close()")
         elif handed_on:
             self.set_adrift(view)

@@ -86,6 +86,7 @@ from iterable_queue._cells import (
     FREE,
     FREE_SLOT,
     GENERATION,
+    HANDLE,
     HIGHEST,
     HOLDER,
     IN_HAND,
@@ -526,7 +527,9 @@ class Ledger:
             head[NUMBERS] += 1
             cells[base + NUMBER] = head[NUMBERS]
         cells[base + KIND] = kind
-        if kind == PRODUCER:
+        if kind == QUEUE:
+            head[HANDLE] = self.me
+        elif kind == PRODUCER:
             head[PRODUCERS] += 1
         elif kind == CONSUMER:
             head[CONSUMERS] += 1
@@ -646,6 +649,15 @@ class Ledger:
             self.room.notify_all()
         return True
 
+    def no_more_consumers(self) -> None:
+        """The one handle is gone from which endpoints could have been made.
+
+        A queue that never had a consumer will never have one, as if its last one had gone.
+        """
+        self.head[HANDLE] = 0
+        self.head[EVER] += 1
+        self.settle()
+
     def release_process(self, slot: int) -> None:
         """The process in *slot* is gone, and all of its endpoints have been dealt with."""
         base = slot * SLOT_SIZE
@@ -660,6 +672,8 @@ class Ledger:
         self.cells[base + KIND] = FREE
         self.cells[base + NEXT] = self.head[FREE_SLOT]
         self.head[FREE_SLOT] = slot
+        if self.head[HANDLE] == slot:
+            self.no_more_consumers()
 
     def fail(self, slot: int, number: int, packed: object) -> bool:
         """Close the endpoint as failed, with an error that `ErrorStore.pack` made."""

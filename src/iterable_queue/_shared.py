@@ -315,8 +315,7 @@ class SharedCore(Core):
         if not self._lineages:
             # For whoever holds the queue itself: the directory stays while one of them lives.
             self._add_lineage()
-        if ledger.is_open(self.queue_slot, 0):
-            ledger.cells[self.queue_slot * SLOT_SIZE + FLAGS] |= FORKED
+        ledger.head[cells_.HANDLE] = 0
         direct = {id(argument) for argument in arguments}
         lineage = 0
         for endpoint in self._untaken():
@@ -412,20 +411,21 @@ class SharedCore(Core):
     def _send(self, slot: int, number: int, kind: int, launch: _Launch | None = None) -> int:
         """Note that a copy goes off. Returns the generation that makes it valid."""
         ledger = self.ledger
+        if kind == QUEUE:
+            ledger.head[cells_.HANDLE] = 0
+            return 0
         if not ledger.is_open(slot, number):
-            if kind == QUEUE:
-                return 0
             raise EndpointElsewhere(
                 "a closed endpoint, or one that another process has taken, can't be handed on"
             )
         view = ledger.view(slot)
-        if kind != QUEUE and not self.is_mine(view):
+        if not self.is_mine(view):
             raise EndpointElsewhere(
                 f"the endpoint belongs to process {self.pid_of(view.owner)}, which alone can hand "
                 "it on; clone() one that is yours"
             )
         base = slot * SLOT_SIZE
-        if launch is not None and kind != QUEUE:
+        if launch is not None:
             launch.endpoints.append((slot, number))
         else:
             ledger.cells[base + FLAGS] |= SENT
@@ -498,10 +498,9 @@ class SharedCore(Core):
         for view in ledger.views(PRODUCER, CONSUMER, WORKER, QUEUE):
             if not self.is_mine(view):
                 continue
-            shared = view.flags & (SENT | FORKED)
-            if view.owner or (view.kind == QUEUE and shared):
+            if view.owner or (view.kind == QUEUE and not ledger.head[cells_.HANDLE]):
                 self.end(view, how, cause)
-            elif not shared:
+            elif not view.flags & (SENT | FORKED):
                 ledger.close(view.slot, view.number)
             self._unlink(self._name("h", view.slot))
         self._release(me)
