@@ -1,0 +1,199 @@
+"""Killed at every executed line of the package, one after another: nobody else may hang.
+
+A child runs a script of calls on its endpoint under a trace function that sends SIGKILL at the nth
+line of the package. Afterwards the survivors must be able to do one of two things within
+`SURVIVE_S`: pass an item and end, or be told by name that the channel is broken. The second is what
+a semaphore's lack of an owner costs (see docs/channels.md); a hang or a loss never is.
+
+`pytest -m soak tests/test_kill_sweep.py -n 0 -s` kills at each line and prints the counts; without
+the mark every `STRIDE`-th is tried.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import pytest
+
+import iterable_queue
+from iterable_queue import (
+    ChannelBroken,
+    Consumer,
+    Done,
+    IterableQueue,
+    ItemsLost,
+    Producer,
+    ProducerFailed,
+    Worker,
+)
+from tests.conftest import FORKS
+
+FORK = multiprocessing.get_context("fork")
+PACKAGE = os.path.dirname(iterable_queue.__file__)
+SURVIVE_S = 5.0
+"""Well above the two seconds that are promised, for a machine that is busy with other things."""
+STRIDE = 11
+
+
+def _kill_at(line: int) -> None:
+    """From now on: SIGKILL this process as it begins the *line*-th line of the package."""
+    left = line
+
+    def trace(frame: FrameType, event: str, arg: Any) -> Callable[..., Any] | None:
+        nonlocal left
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        if event == "line":
+            left -= 1
+            if left <= 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    sys.settrace(trace)
+
+
+def _produce(out: Producer[int], line: int) -> None:
+    _kill_at(line)
+    with out:
+        for n in range(3):
+            out.put(n)
+    sys.settrace(None)
+
+
+def _consume(numbers: Consumer[int], line: int) -> None:
+    _kill_at(line)
+    with numbers:
+        for _ in range(3):
+            numbers.get()
+    sys.settrace(None)
+
+
+def _work(tree: Worker[int], line: int) -> None:
+    _kill_at(line)
+    with tree:
+        for n in tree:
+            if n:
+                tree.put(n - 1)
+    sys.settrace(None)
+
+
+def _actor(queue: IterableQueue[int], script: str) -> Any:
+    """The endpoint that the script runs on, with what it needs to find on the queue."""
+    if script == "produce":
+        return queue.get_producer()
+    with queue.get_producer() as out:
+        for n in [2] if script == "work" else [10, 11, 12, 13]:
+            out.put(n)
+    return queue.get_consumer() if script == "consume" else queue.get_worker()
+
+
+SCRIPTS: dict[str, Callable[[Any, int], None]] = {
+    "produce": _produce,
+    "consume": _consume,
+    "work": _work,
+}
+
+
+def _one_kill(script: str, line: int, maxsize: int) -> str:
+    """Kill at *line*; how it ended for the others, or `finished` if the script has fewer lines."""
+    queue = IterableQueue[int](0 if script != "produce" else maxsize)
+    endpoint = _actor(queue, script)
+    others = queue.get_consumer()
+    child = FORK.Process(target=SCRIPTS[script], args=(endpoint, line))
+    child.start()
+    del endpoint
+    try:
+        return _survive(queue, others, child.is_alive if script != "produce" else lambda: False)
+    finally:
+        child.join(10)
+        finished = child.exitcode == 0
+        child.kill()
+        if finished:
+            _Finished.yes = True
+
+
+class _Finished:
+    yes = False
+
+
+def _survive(
+    queue: IterableQueue[int], others: Consumer[int], busy: Callable[[], bool]
+) -> str:
+    outcome: list[str] = []
+
+    def run() -> None:
+        deadline = time.monotonic() + SURVIVE_S
+        while busy() and time.monotonic() < deadline:
+            time.sleep(0.001)  # what the child leaves is the survivors'
+        try:
+            with queue.get_producer() as out:
+                out.put(99, timeout=SURVIVE_S)
+            queue.close()
+            seen = []
+            try:
+                for n in others:
+                    seen.append(n)
+            except ProducerFailed:
+                pass
+            if 99 not in seen:
+                outcome.append(f"the survivors' item was lost: {seen}")
+                return
+            others.close()
+            try:
+                queue.join(SURVIVE_S)
+            except (ProducerFailed, ItemsLost, Done):
+                pass
+            outcome.append("whole")
+        except ChannelBroken:
+            outcome.append("broken")
+        except BaseException as error:
+            outcome.append(f"unexpected {error!r}")
+
+    # The survivors run in a thread, so that a hang is seen and not shared.
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(4 * SURVIVE_S)
+    return outcome[0] if outcome else f"HANG: {queue!r}"
+
+
+def _sweep(script: str, maxsize: int, first: int, stride: int) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    _Finished.yes = False
+    line = first
+    while True:
+        outcome = _one_kill(script, line, maxsize)
+        if _Finished.yes:
+            return counts
+        counts[outcome if outcome in ("whole", "broken") else f"line {line}: {outcome}"] += 1
+        line += stride
+
+
+@FORKS
+@pytest.mark.time_limit(240)
+@pytest.mark.parametrize("maxsize", [0, 1])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_some_lines(script: str, maxsize: int) -> None:
+    if maxsize and script != "produce":
+        pytest.skip("the bound only changes what a producer does")
+    counts = _sweep(script, maxsize, 1 + maxsize, STRIDE)
+    assert set(counts) <= {"whole", "broken"}, counts
+    assert counts["whole"] > counts["broken"], counts
+
+
+@FORKS
+@pytest.mark.soak
+@pytest.mark.time_limit(3000)
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_line(script: str) -> None:
+    counts = _sweep(script, 0, 1, 1)
+    print(f"{script}: {counts.total()} lines, {dict(counts)}")
+    assert set(counts) <= {"whole", "broken"}, counts
