@@ -20,7 +20,17 @@ from multiprocessing import Pipe, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import Empty
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, NamedTuple, NoReturn, ParamSpec, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    NamedTuple,
+    NoReturn,
+    ParamSpec,
+    TypeVar,
+    cast,
+)
 
 from iterable_queue import Consumer, IterableQueue, Producer, Worker
 from iterable_queue import _cells as cells_
@@ -321,7 +331,7 @@ def drain_timed(source: Consumer[float]) -> list[tuple[float, float]]:
 
 
 def grow(tree: Worker[int], size: int) -> int:
-    """Walk the binary tree of the numbers below *size*. Returns how many nodes were visited here."""
+    """Walk the binary tree of the numbers below *size*. Returns how many were visited here."""
     visited = 0
     with tree:
         for node in tree:
@@ -390,8 +400,7 @@ def make_queue(endpoint: None) -> tuple[Producer[int], Consumer[int]]:
 def use(thing: Any) -> object:
     """What a finder does with an endpoint, or the queue: a producer's part, or a consumer's."""
     if isinstance(thing, IterableQueue):
-        with thing.get_producer() as out:
-            put(out, 1, 2)
+        make_producer_and_put(cast("IterableQueue[int]", thing), 1, 2)
         return "made a producer"
     if hasattr(thing, "get"):
         with thing:
@@ -482,8 +491,34 @@ def stay_inside(endpoint: Any, inside: Path, named: bool = True) -> NoReturn:
         stay()
 
 
+def stay_while_leaving(endpoint: Any, inside: Path) -> NoReturn:
+    """As if stopped on its way out: the process has said farewell, but has the queue's lock."""
+    core = endpoint._core
+    with core.runtime.lock:
+        core.ledger.transact(core._leave, "", None)
+        inside.touch()
+        while True:
+            signal.pause()
+
+
+def stay_while_joining(held: None, data: bytes, inside: Path) -> NoReturn:
+    """Open a pickle, and never get further than to taking the lock in order to take part."""
+    import pickle
+
+    from iterable_queue._shared import SharedCore
+
+    def stay(core: SharedCore, slot: int) -> NoReturn:
+        inside.touch()
+        while True:
+            signal.pause()
+
+    setattr(SharedCore, "_hold_life", stay)  # noqa: B010 - checkers know it as a method
+    pickle.loads(data)
+    raise AssertionError("went on")
+
+
 def stay_while(endpoint: Any, inside: Path, until: Path) -> None:
-    """Take the queue's lock, make the file *inside*, and come out once the file *until* is there."""
+    """Take the queue's lock, make the file *inside*, and come out once *until* is there."""
     core = endpoint._core
 
     def stay() -> None:

@@ -11,6 +11,7 @@ everybody gets `ChannelBroken`. One that dies anywhere else costs nobody anythin
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import signal
 import time
@@ -24,15 +25,12 @@ import pytest
 from iterable_queue import (
     Cancelled,
     ChannelBroken,
-    Consumer,
     ConsumersGone,
     Done,
     Empty,
     Full,
     ItemsLost,
     IterableQueue,
-    IterableQueueError,
-    Producer,
     ProducerClosed,
     ProducerFailed,
     QueueClosed,
@@ -49,7 +47,7 @@ KNOWN_WITHIN_S = 2.0
 PATIENCE_S = actors.PATIENCE_S
 
 LATE_S = 0.5
-"""How much later than its time-out a call may return on a machine that is busy with other things."""
+"""How much later than its time-out a call may return on a machine that is busy."""
 
 
 @pytest.fixture
@@ -558,7 +556,10 @@ def test_cancel_wakes_everybody(any_stage: Stage) -> None:
     began = time.monotonic()
     for queue in (iq, full):
         queue.cancel(ValueError("stop"))
-    for call in filter(None, (reader, waiting, joining)):
+    calls: list[Call[Any]] = [reader, waiting]
+    if joining is not None:
+        calls.append(joining)
+    for call in calls:
         error = call.error()
         assert isinstance(error, Cancelled)
         assert repr(error.__cause__) == "ValueError('stop')"
@@ -814,10 +815,10 @@ def test_a_producer_is_killed_while_it_waits_in_put(stage: Stage) -> None:
     waiting = other.begin(actors.put_and_close, [3, 4])
     wait_for_blocked(iq, producers=2)
     ended = kill_outside_the_lock(iq, lost)
-    with pytest.raises(Ended):
-        call.result()
     items, error = reader.run(actors.drain_until)
     waiting.result()
+    with pytest.raises(Ended):
+        call.result()
     assert items == [1, 3, 4]  # what was not put never happened
     assert_failed(error, lost, WAYS["is killed"])
     assert time.monotonic() - ended < KNOWN_WITHIN_S
@@ -866,7 +867,7 @@ def test_a_call_is_woken_although_one_that_was_woken_is_dead(stage: Stage, waits
         lost.begin(actors.get)
         wait_for_blocked(iq, consumers=1)
         ended = kill_outside_the_lock(iq, lost)  # still counted as waiting
-        reading = consumer.begin(actors.get)
+        reading: Call[Any] = consumer.begin(actors.get)
         wait_until(lambda: iq._core.ledger.head[cells_.WAIT_ITEM] > 1, "both are counted")
         producer.run(actors.put, 1)
         assert reading.result() == [1]
@@ -964,7 +965,8 @@ def test_everybody_but_one_is_killed_at_once(stage: Stage) -> None:
         producer.run(actors.put, *range(10 * number, 10 * number + 10))
     for number, consumer in enumerate(consumers):
         assert consumer.run(actors.get) == [number]
-    for puppet in (*producers, *consumers):
+    victims: list[Puppet[Any]] = [*producers, *consumers]
+    for puppet in victims:
         os.kill(puppet.pid, signal.SIGKILL)
     items, error = survivor.run(actors.drain_until)
     assert items == list(range(2, 20))
@@ -1020,6 +1022,30 @@ def test_a_process_is_killed_inside_the_lock(stage: Stage, tmp_path: Path, named
     for request in requests:
         with pytest.raises(ChannelBroken, match=r"(?s)died.*make a new queue"):
             request()
+
+
+@pytest.mark.parametrize("moment", ["joining", "leaving"])
+def test_a_process_is_killed_inside_the_lock_when_it_has_no_slot(
+    stage: Stage, tmp_path: Path, moment: str
+) -> None:
+    """It takes part not yet, or not any more."""
+    iq, inside = stage.queue(), tmp_path / "inside"
+    reader = stage.cast(iq.get_consumer())
+    reader.run(actors.nothing)
+    lost: Puppet[Any]
+    if moment == "joining":
+        lost = stage.cast(None)
+        lost.begin(actors.stay_while_joining, pickle.dumps(iq.get_producer()), inside)
+    else:
+        lost = stage.cast(iq.get_consumer())
+        lost.begin(actors.stay_while_leaving, inside)
+    wait_until(inside.exists, "the process is inside the lock")
+    reading = reader.begin(actors.get)
+    ended = leave(lost, WAYS["is killed"])
+    assert isinstance(reading.error(timeout=5.0), ChannelBroken)
+    assert ended_in_time(reading, ended)
+    with pytest.raises(ChannelBroken):
+        iq.close()
 
 
 def test_one_who_seldom_polls_learns_of_a_broken_lock(stage: Stage, tmp_path: Path) -> None:
@@ -1128,7 +1154,7 @@ def test_time_outs_hold_while_a_process_is_stopped_inside_the_lock(
     for puppet in (reader, late, stopped, stopped_writer):
         puppet.run(actors.nothing)
     writer.run(actors.put, 1)
-    waiting = [
+    waiting: list[tuple[Call[Any], type[BaseException] | None]] = [
         (reader.begin(actors.get_within, 0.8), Empty),
         (writer.begin(actors.put_within, 2, 0.8), Full),
         (joiner.begin(actors.join_queue, 0.8), None),

@@ -35,7 +35,7 @@ from iterable_queue import (
     ProducerFailed,
     Worker,
 )
-from tests.conftest import FORKS
+from tests.conftest import FORKS, lives
 
 FORK = multiprocessing.get_context("fork")
 PACKAGE = os.path.dirname(iterable_queue.__file__)
@@ -112,7 +112,8 @@ def _one_kill(script: str, line: int, maxsize: int) -> str:
     child.start()
     del endpoint
     try:
-        return _survive(queue, others, child.is_alive if script != "produce" else lambda: False)
+        assert child.pid is not None
+        return _survive(queue, others, child.pid, script != "produce")
     finally:
         child.join(10)
         finished = child.exitcode == 0
@@ -126,13 +127,13 @@ class _Finished:
 
 
 def _survive(
-    queue: IterableQueue[int], others: Consumer[int], busy: Callable[[], bool]
+    queue: IterableQueue[int], others: Consumer[int], child: int, after_it: bool
 ) -> str:
     outcome: list[str] = []
 
     def run() -> None:
         deadline = time.monotonic() + SURVIVE_S
-        while busy() and time.monotonic() < deadline:
+        while after_it and lives(child) and time.monotonic() < deadline:
             time.sleep(0.001)  # what the child leaves is the survivors'
         try:
             with queue.get_producer() as out:

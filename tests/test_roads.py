@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import importlib
-import multiprocessing
 import os
 import pickle
 import signal
@@ -19,6 +17,7 @@ import textwrap
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ import pytest
 
 from iterable_queue import (
     ChannelBroken,
-    ConsumersGone,
     Done,
     EndpointElsewhere,
     IterableQueue,
@@ -36,8 +34,9 @@ from iterable_queue import (
     ProducerFailed,
 )
 from iterable_queue import _cells as cells_
+from iterable_queue._shared import SharedCore
 from tests import actors
-from tests.actors import Stage, context_of
+from tests.actors import Puppet, Stage, context_of
 from tests.conftest import FORKS, START_METHODS, Context, Processes, lives, wait_until
 
 PATIENCE_S = actors.PATIENCE_S
@@ -154,9 +153,7 @@ def by_simple_queue(context: Context, processes: Processes, thing: Any) -> objec
 
 def by_iterable_queue(context: Context, processes: Processes, thing: Any) -> object:
     with IterableQueue[Any](context=context) as carrier:
-        result = _by_process(
-            context, processes, actors.use_what_comes, carrier.get_consumer()
-        )
+        result = _by_process(context, processes, actors.use_what_comes, carrier.get_consumer())
         with carrier.get_producer() as out:
             out.put(thing)
     return result()
@@ -254,7 +251,7 @@ def test_a_producer_for_each_of_many_tasks(context: Context, workers: int) -> No
     """Slots and files are used again: nothing grows with the number of tasks."""
     tasks = 2000 if workers == 1 else 200
     iq = IterableQueue[int](context=context)
-    directory = Path(iq._core.address.path)  # type: ignore[attr-defined]
+    directory = Path(core_of(iq).address.path)
     with ProcessPoolExecutor(workers, mp_context=context) as executor:
         slots = 0
         for task in range(tasks):
@@ -270,14 +267,15 @@ def test_a_producer_for_each_of_many_tasks(context: Context, workers: int) -> No
 
 def test_many_tasks_at_once(context: Context) -> None:
     """Whose pickles wait for a free worker process."""
-    with IterableQueue[int](context=context) as iq:
-        with ProcessPoolExecutor(2, mp_context=context) as executor:
-            futures = [
-                executor.submit(actors.put_and_close, iq.get_producer(), [task])
-                for task in range(100)
-            ]
-            for future in futures:
-                future.result(PATIENCE_S)
+    with (
+        IterableQueue[int](context=context) as iq,
+        ProcessPoolExecutor(2, mp_context=context) as executor,
+    ):
+        futures = [
+            executor.submit(actors.put_and_close, iq.get_producer(), [task]) for task in range(100)
+        ]
+        for future in futures:
+            future.result(PATIENCE_S)
     assert sorted(iq.get_consumer()) == list(range(100))
     assert ends(iq) == "done"
 
@@ -300,8 +298,8 @@ def test_a_thread_queue_in_a_forked_child_says_so() -> None:
         for call in (lambda: producer.put(2), iq.get_consumer, iq.close, producer.close):
             try:
                 there.send(repr(call()))
-            except Exception as error:
-                there.send(error)
+            except Exception as refusal:
+                there.send(refusal)
         os._exit(0)
     for _ in range(4):
         assert back.poll(PATIENCE_S)
@@ -524,7 +522,9 @@ def test_a_pickle_fails_with_its_sender(stage: Stage, kind: str) -> None:
     gc.collect()
     reader = stage.cast(iq.get_consumer())
     iq.close()
-    assert isinstance(reader.begin(actors.get_within, 1.0).error(), iq.Empty if kind != "consumer" else Done)
+    assert isinstance(
+        reader.begin(actors.get_within, 1.0).error(), iq.Empty if kind != "consumer" else Done
+    )
     if kind == "consumer":
         assert iq.statistics().open_consumers == 2
         os.kill(sender.pid, signal.SIGKILL)
@@ -643,9 +643,15 @@ def test_a_missing_main_guard_does_not_hang_the_others(tmp_path: Path, method: s
 # What is left
 
 
+def core_of(iq: IterableQueue[Any]) -> SharedCore:
+    """This process's part in the queue."""
+    assert isinstance(iq._core, SharedCore)
+    return iq._core
+
+
 def traces(iq: IterableQueue[Any]) -> list[Path]:
     """The queue's directory and its semaphores, those that are there."""
-    address = iq._core.address  # type: ignore[attr-defined]
+    address = core_of(iq).address
     semaphores = list(Path("/dev/shm").glob(f"sem.iq-{address.token}*"))
     return [path for path in (Path(address.path), *semaphores) if path.exists()]
 
@@ -655,6 +661,11 @@ def watcher(iq: IterableQueue[Any]) -> Callable[[], bool]:
     paths = traces(iq)
     assert len(paths) == 5
     return lambda: not any(path.exists() for path in paths)
+
+
+def has_ended(pid: int) -> bool:
+    """Whether that process has."""
+    return not lives(pid)
 
 
 @pytest.mark.parametrize("last", ["maker", "other"])
@@ -715,12 +726,13 @@ def test_a_forked_child_that_never_took_part_leaves_nothing(processes: Processes
 def test_the_survivor_of_kills_leaves_nothing(stage: Stage) -> None:
     iq = stage.queue()
     gone = watcher(iq)
-    crew = [stage.cast(iq.get_producer()), stage.cast(iq.get_consumer())]
-    crew[0].run(actors.put, 1)
-    crew[1].run(actors.get)
+    producer, consumer = stage.cast(iq.get_producer()), stage.cast(iq.get_consumer())
+    producer.run(actors.put, 1)
+    consumer.run(actors.get)
+    crew: list[Puppet[Any]] = [producer, consumer]
     for puppet in crew:
         os.kill(puppet.pid, signal.SIGKILL)
-        wait_until(lambda pid=puppet.pid: not lives(pid), "it has been killed")  # type: ignore[misc]
+        wait_until(partial(has_ended, puppet.pid), "it has been killed")
     del iq
     gc.collect()
     assert gone()
@@ -750,7 +762,7 @@ def test_the_next_queue_sweeps_up_after_a_massacre(stage: Stage) -> None:
     kept = [Path(path) for path in survivor.run(make_queue_and_tell)]
     for victim in victims:
         os.kill(victim.pid, signal.SIGKILL)
-        wait_until(lambda pid=victim.pid: not lives(pid), "it has been killed")  # type: ignore[misc]
+        wait_until(partial(has_ended, victim.pid), "it has been killed")
     assert all(path.exists() for path in paths)
     assert _run_new(stage.processes, make_queue_and_tell)
     assert not any(path.exists() for path in paths)
@@ -777,7 +789,9 @@ def make_queue_and_tell(held: None) -> list[str]:
 
 
 @pytest.mark.parametrize("method", START_METHODS)
-def test_lambdas_are_items_with_the_dill_based_multiprocess(method: str, processes: Processes) -> None:
+def test_lambdas_are_items_with_the_dill_based_multiprocess(
+    method: str, processes: Processes
+) -> None:
     package: Any = pytest.importorskip("multiprocess")
     context = package.get_context(method)
     iq: IterableQueue[Callable[[int], int]] = IterableQueue(context=context)
@@ -792,8 +806,10 @@ def test_lambdas_are_items_with_the_dill_based_multiprocess(method: str, process
 def put_lambdas(out: Any) -> None:
     """Items that the standard library's pickle refuses."""
     with out:
-        out.put(lambda n: n + 1)
-        out.put(lambda n: n * 2)
+        step: int = 1
+        add: Callable[[int], int] = lambda n: n + step  # noqa: E731 - that is the point
+        double: Callable[[int], int] = lambda n: n * 2  # noqa: E731
+        out.put_many([add, double])
 
 
 @pytest.mark.parametrize("method", START_METHODS)
@@ -804,7 +820,9 @@ def test_billiard(method: str, processes: Processes) -> None:
     process = processes.start(
         context.Process(target=actors.put_and_close, args=(iq.get_producer(), [1, 2, 3]))
     )
-    lost = processes.start(context.Process(target=actors.leave_by_exit, args=(iq.get_producer(), 3)))
+    lost = processes.start(
+        context.Process(target=actors.leave_by_exit, args=(iq.get_producer(), 3))
+    )
     iq.close()
     consumer = iq.get_consumer()
     assert [consumer.get() for _ in range(3)] == [1, 2, 3]

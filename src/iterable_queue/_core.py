@@ -350,6 +350,8 @@ class Core:
 
     def pid_of(self, process: int) -> int:
         """The pid of the process in that slot; 0: it has gone, or has not begun to run."""
+        if process < 0:
+            return -process
         view = self.ledger.view(process) if process else None
         return view.number if view is not None and view.kind == PROCESS else 0
 

@@ -6,6 +6,7 @@ every process of a queue was killed is removed by the next queue that this user 
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -118,10 +119,14 @@ def remove(address: Address) -> None:
             pass
     try:
         for name in os.listdir(path):
-            os.unlink(f"{path}/{name}")
+            try:
+                os.unlink(f"{path}/{name}")
+            except FileNotFoundError:
+                pass  # somebody else is removing it too
         os.rmdir(path)
-    except FileNotFoundError:
-        pass  # somebody else is removing it too
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+            raise
 
 
 def _sweep(semlock: type[SemLock]) -> None:
@@ -138,16 +143,18 @@ def _sweep(semlock: type[SemLock]) -> None:
     mine = f"{PREFIX}{os.geteuid()}-"
     for name in os.listdir(base):
         path = f"{base}/{name}"
-        if name.startswith(mine) and os.lstat(path).st_uid == os.geteuid() and _is_left(path):
+        if name.startswith(mine) and _is_left(path):
             remove(Address(path, name.rpartition("-")[2], semlock, ""))
 
 
 def _is_left(path: str) -> bool:
     """Whether nobody lives who takes part in the queue in *path*, or is just making it."""
     try:
+        if os.lstat(path).st_uid != os.geteuid():
+            return False
         names = os.listdir(path)
     except OSError:
-        return False
+        return False  # somebody else is removing it
     if not any(name.startswith("p") for name in names):
         try:
             os.kill(int(path.split("-")[-2]), 0)

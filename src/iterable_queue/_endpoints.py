@@ -541,8 +541,8 @@ class _Getting(Endpoint, Generic[T]):
         for hand in list(self._hands.values()):
             if not hand.busy:  # what a call is about to return is returned
                 self._ledger.give_back(self.slot, hand)
+        super()._finish_locked(transition, args)  # which counts what the hands hold
         self._hands.clear()
-        super()._finish_locked(transition, args)
 
     def forget(self) -> None:
         super().forget()

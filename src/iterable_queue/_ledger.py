@@ -14,7 +14,7 @@ all but the two hot ones, `put` and `take`, that have it inside::
     try: ...
     finally: head[HOLDER] = 0
 
-HOLDER is the slot of the process that is inside. Who can't get the lock looks there for a process
+HOLDER is the slot of the process that is inside, or its negated pid if it has none yet. Who can't get the lock looks there for a process
 that died in it.
 
 A signal handler may raise wherever CPython looks for signals: at the start of a function, after a
@@ -63,6 +63,7 @@ Invariants (with the lock free, after `fold`)
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from queue import Empty
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -200,7 +201,7 @@ class Ledger:
         head = self.head
         if head[HOLDER]:
             raise self._nested()
-        head[HOLDER] = self.me or 1
+        head[HOLDER] = self.me or -os.getpid()
         try:
             if len(self.cells) < head[SLOTS] * SLOT_SIZE:
                 self.cells = self._runtime.cells(head[SLOTS] * SLOT_SIZE)

@@ -17,11 +17,15 @@ import sys
 
 
 def hold(path: str) -> int:
-    """Make the file and lock it. Returns the descriptor, which is the lock."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    """Make the file and lock it. Returns the descriptor, which is the lock.
+
+    The file gets its name once it is locked: whoever finds it free knows that its holder is gone.
+    """
+    new = f"{path}.{os.getpid()}"
+    fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        # Blocking: the only one who may be in the way is somebody who asks, for a moment.
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.rename(new, path)
     except BaseException:
         os.close(fd)
         raise
@@ -41,6 +45,21 @@ def is_held(path: str) -> bool:
     finally:
         os.close(fd)
     return False
+
+
+def runs(pid: int) -> bool:
+    """Whether a process of that pid runs: for one that has no lock yet. A zombie does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            return stat.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except OSError:
+        return True
 
 
 def how_it_ended(pid: int) -> str:

@@ -39,6 +39,7 @@ import pickle
 import time
 import weakref
 from collections.abc import Iterator
+from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
@@ -67,7 +68,7 @@ from iterable_queue._cells import (
 )
 from iterable_queue._channel import Hand
 from iterable_queue._channels.processes import SpoolChannel
-from iterable_queue._core import Core, thread_core
+from iterable_queue._core import BRIEFLY_S, Core, thread_core
 from iterable_queue._directory import Address, make_directory, remove
 from iterable_queue._errors import (
     ChannelBroken,
@@ -76,9 +77,9 @@ from iterable_queue._errors import (
 )
 from iterable_queue._exits import install_exit_hooks
 from iterable_queue._ledger import Ledger
-from iterable_queue._liveness import hold, how_it_ended, is_held
+from iterable_queue._liveness import hold, how_it_ended, is_held, runs
 from iterable_queue._pickling import pickling, spawning_popen
-from iterable_queue._runtime import SLICE_S, is_lock_busy
+from iterable_queue._runtime import is_lock_busy
 from iterable_queue._shared_runtime import SharedRuntime, private
 
 if TYPE_CHECKING:
@@ -129,8 +130,8 @@ class SharedCore(Core):
         """Descriptors of such locks that this process got from its parent."""
         self._left = False
         self._looked_at = 0.0
-        self._busy_since = 0.0
-        self._busy_at = 0.0
+        self._nameless_since = 0.0
+        """When the lock was first found busy with nobody's name on it; 0: it was not."""
         self._leases = _Leases(address.path, self.ledger.hands)
         self.keep_leases()
         self.dumps, self.loads = pickling(address.package)
@@ -145,24 +146,37 @@ class SharedCore(Core):
         if head[STATE] & BROKEN:
             raise self.ledger.refusal()
         self.ledger.cells = self.runtime.cells(head[cells_.SLOTS] * SLOT_SIZE)
-        now = time.monotonic()
         holder = head[HOLDER]
         if holder:
-            self._busy_since = now
+            self._nameless_since = 0.0
             if holder == self.ledger.me or self.is_alive(holder) or head[HOLDER] != holder:
                 return
             self._break(
                 f"process {self.pid_of(holder)} died inside the queue's lock and took it along"
             )
-        if now - self._busy_at > 2 * SLICE_S:
-            self._busy_since = now
-        self._busy_at = now
-        if now - self._busy_since > SUSPICION_S:
+        now = time.monotonic()
+        self._nameless_since = self._nameless_since or now
+        if now - self._nameless_since > SUSPICION_S:
             dead = [v for v in self.ledger.views(PROCESS) if not self.is_alive(v.slot)]
-            if dead and not head[HOLDER]:
+            if dead and self._is_stuck():
                 self._break(
                     f"process {dead[0].number} died as it took the queue's lock, and took it along"
                 )
+
+    def _is_stuck(self) -> bool:
+        """Whether the lock stays out of reach, with nobody's name on it, for some more time."""
+        for _ in range(50):
+            try:
+                with self.runtime.trylock:
+                    self._nameless_since = 0.0
+                    return False
+            except KeyError as error:
+                if not is_lock_busy(error):
+                    raise
+            if self.ledger.head[HOLDER]:
+                return False
+            time.sleep(0.001)
+        return True
 
     def _break(self, why: str) -> None:
         text = (
@@ -201,6 +215,8 @@ class SharedCore(Core):
         return f"{self.address.path}/{kind}{number}"
 
     def is_alive(self, process: int) -> bool:
+        if process < 0:
+            return runs(-process)
         return process == self.ledger.me or is_held(self._name("p", process))
 
     def adopt(self, slot: int, fd: int) -> None:
@@ -220,9 +236,9 @@ class SharedCore(Core):
         if time.monotonic() - self._looked_at >= LOOK_S:
             self._looked_at = time.monotonic()
             dead = [v.slot for v in self.ledger.views(PROCESS) if not self.is_alive(v.slot)]
-            self.transact(self._look, dead)
+            self.try_transact(BRIEFLY_S, partial(self._look, dead))
         else:
-            self.transact(self.ledger.settle)
+            super().look()
 
     def look_now_and_then(self) -> None:
         self.look()
@@ -315,7 +331,8 @@ class SharedCore(Core):
         if not self._lineages:
             # For whoever holds the queue itself: the directory stays while one of them lives.
             self._add_lineage()
-        ledger.head[cells_.HANDLE] = 0
+        if ledger.head[cells_.HANDLE] == ledger.me:
+            ledger.head[cells_.HANDLE] = 0
         direct = {id(argument) for argument in arguments}
         lineage = 0
         for endpoint in self._untaken():
@@ -469,56 +486,62 @@ class SharedCore(Core):
             return
         self._left = True
         last = False
-        while self.ledger.me and slices:
+        takes_part = self.ledger.me or self._inherited
+        while takes_part and slices:
             slices -= 1
             try:
                 with self.runtime.lock:
                     last = self.ledger.transact(self._leave, how, cause)
+                    takes_part = False
             except KeyError as error:
                 if not is_lock_busy(error):
                     raise
                 if self.ledger.head[STATE] & BROKEN:
-                    last = not self._others()
                     break
             except WouldDeadlock:
                 break
-        for fd in (*self._lineages.values(), *self._inherited):
-            os.close(fd)
-        self._lineages.clear()
-        self._inherited.clear()
+        self._let_go()
         self._leases.close()
         if self._life >= 0:
             os.close(self._life)
             self._life = -1
-        if last:
+        if last or (self.ledger.head[STATE] & BROKEN and not self._others()):
             remove(self.address)
 
     def _leave(self, how: str, cause: BaseException | None) -> bool:
+        """Called with the lock held. True: nobody else takes part, nor can."""
         ledger, me = self.ledger, self.ledger.me
         for view in ledger.views(PRODUCER, CONSUMER, WORKER, QUEUE):
             if not self.is_mine(view):
                 continue
-            if view.owner or (view.kind == QUEUE and not ledger.head[cells_.HANDLE]):
+            alone = ledger.head[cells_.HANDLE] == me and cause is None
+            if view.owner or (view.kind == QUEUE and not alone):
                 self.end(view, how, cause)
             elif not view.flags & (SENT | FORKED):
                 ledger.close(view.slot, view.number)
             self._unlink(self._name("h", view.slot))
-        self._release(me)
-        ledger.me = 0
+        if me:
+            # Its file stays, locked until the lock is free again: this process is still inside.
+            ledger.release_process(me)
+            ledger.me = 0
+        self._let_go()  # within the lock, or two that leave at once would wait for each other
         last = not self._others()
         if last:
             ledger.head[REMOVED] = 1
         return last
+
+    def _let_go(self) -> None:
+        """Close the locks that say that copies of something may be held here."""
+        for fd in (*self._lineages.values(), *self._inherited):
+            os.close(fd)
+        self._lineages.clear()
+        self._inherited.clear()
 
     def _others(self) -> bool:
         """Whether another process takes part, or may hold a copy of something."""
         me = self.ledger.me
         if any(self.is_alive(v.slot) for v in self.ledger.views(PROCESS) if v.slot != me):
             return True
-        for fd in (*self._lineages.values(), *self._inherited):
-            os.close(fd)
-        self._lineages.clear()
-        self._inherited.clear()
         try:
             names = os.listdir(self.address.path)
         except FileNotFoundError:

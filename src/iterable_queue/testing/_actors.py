@@ -15,8 +15,9 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, NoReturn
 
-from iterable_queue._errors import Done, EndpointElsewhere
+from iterable_queue._errors import Done, EndpointElsewhere, ProducerClosed
 from iterable_queue._protocols import Consumer, Producer, Worker
+from iterable_queue.testing._conformance import QueueLike
 
 POLL_S = 0.001
 """How often a fact is looked for."""
@@ -242,6 +243,11 @@ def take_from(role: Role, source: Consumer[Any], limit: int) -> list[list[Any]]:
         return batches
 
 
+def join(role: Role, queue: QueueLike) -> bool:
+    """Wait for the queue's end."""
+    return queue.join()
+
+
 # Working
 
 
@@ -343,6 +349,14 @@ def use_received(role: Role, connection: Any) -> list[Any]:
         return [source.get() for _ in items]
 
 
+def receive_by_consumer(role: Role, road: Consumer[Any]) -> list[Any]:
+    """Receive a producer, a consumer and items, as an item, and use them."""
+    taken: list[Any] = []
+    for out, source, items in road:
+        taken += use_task(out, source, items)
+    return taken
+
+
 def announce(path: str) -> None:
     """Started by a pool in each of its processes: say that it is there, to be ended if need be."""
     Role(path, f"pool-{os.getpid()}", 0.0).post("pid", os.getpid())
@@ -386,7 +400,7 @@ def open_pickle(role: Role, pickled: bytes) -> str | None:
     out = pickle.loads(pickled)
     try:
         out.put(role.name)
-    except EndpointElsewhere as error:
+    except (EndpointElsewhere, ProducerClosed) as error:
         return str(error)
     out.close()
     return None

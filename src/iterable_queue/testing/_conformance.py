@@ -10,6 +10,7 @@ processes of that promise are ended by their pids.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from iterable_queue._protocols import Consumer, Producer, Statistics, Worker
@@ -35,7 +36,12 @@ class QueueLike(Protocol):
     def empty(self) -> bool: ...
     def full(self) -> bool: ...
     def __enter__(self) -> Any: ...
-    def __exit__(self, exc_type: Any, exc: Any, tb: Any) -> None: ...
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None: ...
 
 
 class ProcessLike(Protocol):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import pickle
 import signal
 import sys
 import tempfile
@@ -218,19 +219,26 @@ class Actor:
         if self.process is None or self.process.pid is None:
             raise NotApplicable("only processes can be sent signals")
         if self._runner.is_alive():
-            os.kill(self.process.pid, number)
+            _kill(self.process.pid, number)
 
     def clear(self, until: float) -> str | None:
         """End it, if it has not ended. Returns what is left, if anything."""
         process = self.process
         if process is not None and process.pid is not None and process.is_alive():
-            os.kill(process.pid, signal.SIGKILL)
+            _kill(process.pid, signal.SIGKILL)
         while self._runner.is_alive():
             if time.monotonic() > until:
                 return f"{self.role.name} ({self._runner!r}) could not be ended"
             time.sleep(POLL_S)
         self._runner.join(_GRACE_S)
         return None
+
+
+def _kill(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass  # gone since, and waited for by its parent, which may be a fork server
 
 
 @contextmanager
@@ -334,13 +342,25 @@ class Stage:
         member: Callable[..., Any] = found
         return member
 
+    def start_with_make(self, function: Callable[..., object], *args: Any) -> Actor:
+        """Start an actor that is given `make`, where that can be sent to a process."""
+        try:
+            pickle.dumps(self.maker)
+        except Exception as error:
+            raise NotApplicable(f"make can't be pickled: {error}") from None
+        return self.start(function, self.maker, *args)
+
     # Waiting
+
+    def check_deadline(self, what: str) -> None:
+        """Raises once the deadline has passed; for a loop that waits for *what*."""
+        if time.monotonic() > self.deadline:
+            raise Late(f"waited in vain: {what}")
 
     def until(self, fact: Callable[[], T], what: str) -> T:
         """Wait until *fact* returns something true, and return that."""
         while not (found := fact()):
-            if time.monotonic() > self.deadline:
-                raise Late(f"waited in vain: {what}")
+            self.check_deadline(what)
             time.sleep(POLL_S)
         return found
 
@@ -393,7 +413,7 @@ class Stage:
             pass
         for name in os.listdir(self.path):  # the processes of a pool that was not brought down
             if name.startswith("pool-") and name.endswith(".pid"):
-                self._end_member(int(name.removeprefix("pool-").removesuffix(".pid")))
+                _kill(int(name.removeprefix("pool-").removesuffix(".pid")), signal.SIGKILL)
         until = time.monotonic() + _GRACE_S
         left = [actor.clear(until) for actor in self._actors]
         self._actors.clear()
@@ -405,12 +425,6 @@ class Stage:
         for name in os.listdir(self.path):
             if name.startswith("pool-"):
                 os.unlink(f"{self.path}/{name}")
-
-    def _end_member(self, pid: int) -> None:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 def _reference(queue: QueueLike) -> Callable[[], QueueLike | None]:
@@ -507,7 +521,7 @@ def _line(error: BaseException) -> str:
 
 def _where(thread: threading.Thread) -> str:
     """Where *thread* is."""
-    frame = sys._current_frames().get(thread.ident or 0)
+    frame = sys._current_frames().get(thread.ident or 0)  # pyright: ignore[reportPrivateUsage]
     if frame is None:
         return ""
     return "  it hung here:\n" + "".join(traceback.format_stack(frame)[-8:]).rstrip()
