@@ -18,10 +18,9 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import pytest
 
@@ -39,12 +38,11 @@ from iterable_queue.testing import (
     ConformanceError,
     ProcessContext,
     Promise,
-    QueueLike,
     Report,
     check_queue,
     promises,
 )
-from tests.conftest import FORKS, START_METHODS, Context, lives
+from tests.conftest import FORKS, Context, lives
 
 BETWEEN_THREADS = [p.name for p in promises() if p.needs != "processes"]
 OVER_A_QUEUE = [name for name in BETWEEN_THREADS if name != "a_wrong_maxsize_raises_at_once"]
@@ -109,7 +107,7 @@ CONTEXTS = (
 def test_contexts(package: str, given: str, used: str) -> None:
     """A queue of the *given* context, between processes that were started by the one *used*."""
     module = pytest.importorskip(package, reason=f"{package} is not installed")
-    make = partial(IterableQueue, context=module.get_context(given))
+    make = partial(IterableQueue[Any], context=module.get_context(given))
     report = check_queue(make, processes=module.get_context(used))
     only_here = {"items_are_first_in_first_out"}
     if package != "multiprocessing":
@@ -137,7 +135,7 @@ def test_the_report() -> None:
 
 def test_what_make_does_not_take_is_not_applicable() -> None:
     def make() -> IterableQueue[Any]:
-        return IterableQueue.threaded()
+        return IterableQueue[Any].threaded()
 
     report = check_queue(make, only=["items_arrive", "maxsize_is_exact", "a_failure_may_cancel"])
     assert [result.name for result in report.passed] == ["items_arrive"]
@@ -608,14 +606,14 @@ class CountsLate(WrongQueue):
 
     def __init__(self, maxsize: int = 0) -> None:
         super().__init__(maxsize)
-        self.before = self.inner.statistics()
+        self.before: Statistics = self.inner.statistics()
+
+    def qsize(self) -> int:
+        return self.before.queued
 
     def statistics(self) -> Statistics:
         before, self.before = self.before, self.inner.statistics()
         return before
-
-    def qsize(self) -> int:
-        return self.before.queued
 
 
 class CountsBackwards(WrongQueue):
@@ -854,31 +852,38 @@ def test_processes_that_hang_are_ended() -> None:
         """A context that tells which processes were started."""
 
         def Process(self, **kwargs: Any) -> Any:
-            process = multiprocessing.get_context("fork").Process(**kwargs)
+            process: Any = multiprocessing.get_context("fork").Process(**kwargs)
             start = process.start
 
             def started() -> None:
                 start()
-                assert process.pid is not None
                 pids.append(process.pid)
 
             process.start = started
             return process
 
     make = SharedQueue.with_(consumer=NeverReturns)
-    text = str(broken(make, "get_waits_for_an_item", processes=Watched(), deadline_s=0.5))
+    watched: Any = Watched()
+    text = str(broken(make, "get_waits_for_an_item", processes=watched, deadline_s=0.5))
     assert "waited in vain: 0 blocked producers and 1 blocked consumers" in text
     assert len(pids) == 1
     assert not any(lives(pid) for pid in pids)
+
+
+def test_a_context_must_start_processes() -> None:
+    nothing: Any = object()
+    with pytest.raises(TypeError, match=r"^processes must have Process\(\), as multi"):
+        check_queue(IterableQueue, processes=nothing)
 
 
 def test_roads_that_a_context_does_not_have_are_not_applicable() -> None:
     class Bare:
         Process = multiprocessing.get_context("spawn").Process
 
+    bare: Any = Bare()
     report = check_queue(
         IterableQueue,
-        processes=Bare(),
+        processes=bare,
         only=["endpoints_cross_by_pipe", "endpoints_cross_as_pool_tasks"],
     )
     details = [result.detail for result in report.not_applicable]
@@ -886,14 +891,13 @@ def test_roads_that_a_context_does_not_have_are_not_applicable() -> None:
     assert all("has no P" in detail for detail in details)
 
 
-@pytest.mark.parametrize("start_method", START_METHODS)
-def test_make_that_does_not_pickle(start_method: Literal["fork", "spawn", "forkserver"]) -> None:
+def test_make_that_does_not_pickle(context: Context) -> None:
     def make() -> IterableQueue[Any]:
         return IterableQueue()
 
     report = check_queue(
         make,
-        processes=multiprocessing.get_context(start_method),
+        processes=context,
         only=["a_maker_that_dies_counts_as_a_failed_producer"],
     )
     [result] = report.not_applicable

@@ -56,7 +56,9 @@ IN_HAND: Final = 8  # items handed out and not finished
 BLOCKED: Final = 9  # threads waiting in a call
 STAMP: Final = 10  # when it last did anything, ns
 NEXT: Final = 11  # next free slot
-TEXT: Final = 12  # the line of user code that made it, as bytes
+AT: Final = 12  # the value of TAKEN that its last change of IN_HAND goes with
+HAD: Final = 13  # and the value of IN_HAND before that change
+TEXT: Final = 14  # the line of user code that made it, as bytes
 SLOT_SIZE: Final = 32
 
 NUMBER_MASK: Final = (1 << 48) - 1

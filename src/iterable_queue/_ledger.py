@@ -14,8 +14,10 @@ all but the two hot ones, `put` and `take`, that have it inside::
     try: ...
     finally: head[HOLDER] = 0
 
-HOLDER is the slot of the process that is inside, or its negated pid if it has none yet. Who can't get the lock looks there for a process
-that died in it.
+HOLDER is the slot of the process that is inside, or its negated pid if it has no slot. Who can't
+get the lock looks there for a process that died in it, takes the lock over, and calls `mend`:
+counts that follow from the slots are counted again, and a take that had not come to its store to
+TAKEN has not happened. A channel's append is one store as well.
 
 A signal handler may raise wherever CPython looks for signals: at the start of a function, after a
 call, at a backward jump. So whatever must happen together is a run of plain stores with none of
@@ -70,6 +72,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from iterable_queue._cells import (
     ABANDONED,
+    AT,
     BLOCKED,
     BROKEN,
     BUSY,
@@ -87,6 +90,7 @@ from iterable_queue._cells import (
     FREE,
     FREE_SLOT,
     GENERATION,
+    HAD,
     HANDLE,
     HIGHEST,
     HOLDER,
@@ -185,7 +189,7 @@ class Ledger:
         self._maxsize = self.head[MAXSIZE]
         self.me = 0
         self.hands: dict[int, dict[int, Hand]] = {}
-        self.lease: Callable[[int], None] | None = None
+        self.lease: Callable[[int, Hand], None] | None = None
 
     def set_up(self, maxsize: int, *, cancel: bool = False, redeliver: bool = False) -> None:
         """Once, by the queue's maker, before anybody else knows of it."""
@@ -276,19 +280,24 @@ class Ledger:
                 payload = channel.peek()
                 if payload is EMPTY:
                     break
+                if self.lease is not None:
+                    if not hand.held:
+                        hand.kept[:] = ()
+                    hand.kept += (payload,)
+                    self.lease(slot, hand)
                 # From here to the store to `stash`: together, whatever a signal handler does.
+                cells[base + AT] = taken + 1
+                cells[base + HAD] = cells[base + IN_HAND]
                 if worker:
                     head[BUSY] += 1
-                if self.lease is not None:
-                    hand.kept += (payload,)
                 pending += (payload,)
                 hand.held += 1
                 cells[base + IN_HAND] += 1
                 taken += 1
                 head[TAKEN] = taken
                 channel.stash[:] = ()
-            if self.lease is not None and (held or hand.held):
-                self.lease(slot)
+            if self.lease is not None and held and not hand.held:
+                self.lease(slot, hand)
             if not hand.held:
                 if held:
                     self.settle()
@@ -726,6 +735,35 @@ class Ledger:
         head[DROPPED] += self.channel.size()
         self.channel.clear()
         self._wake_everybody()
+
+    def mend(self) -> None:
+        """Make whole what a holder of the lock left half done that died. May be done again."""
+        head = self.head
+        self.cells = cells = self._runtime.cells(head[SLOTS] * SLOT_SIZE)
+        opened = {PRODUCER: 0, CONSUMER: 0, WORKER: 0}
+        busy = free = 0
+        for slot in range(head[SLOTS] - 1, 0, -1):
+            base = slot * SLOT_SIZE
+            kind = cells[base + KIND]
+            if kind == FREE:
+                cells[base + NEXT] = free
+                free = slot
+                continue
+            if cells[base + AT] > head[TAKEN]:
+                cells[base + IN_HAND] = cells[base + HAD]
+                cells[base + AT] = 0
+            if kind in opened:
+                opened[kind] += 1
+            if kind == WORKER:
+                busy += cells[base + IN_HAND] + bool(cells[base + FLAGS] & UNASKED)
+        head[FREE_SLOT] = free
+        head[PRODUCERS], head[CONSUMERS], head[WORKERS] = opened.values()
+        head[BUSY] = busy
+        head[EVER] = max(head[EVER], head[CONSUMERS] + head[WORKERS])
+        head[FAILED] = self._runtime.errors.count()
+        if head[STATE] & CANCELLED:
+            head[DROPPED] += self.channel.size()
+        self.settle()
 
     def mark_broken(self, packed: object) -> None:
         """The lock is gone with its holder. The one transition that is made without the lock.

@@ -32,6 +32,17 @@ def hold(path: str) -> int:
     return fd
 
 
+def try_hold(path: str) -> int | None:
+    """Lock the file, old or new. Returns the descriptor, or None if somebody else has it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
 def is_held(path: str) -> bool:
     """Whether a living process holds the lock on the file."""
     try:
@@ -55,11 +66,21 @@ def runs(pid: int) -> bool:
         return False
     except PermissionError:
         return True
+    return _state(pid) not in (b"Z", b"X")
+
+
+def may_be_stopped(pid: int) -> bool:
+    """Whether it is stopped (by SIGSTOP, a terminal, a debugger), or that can't be told."""
+    return _state(pid) in (b"T", b"t", None) and runs(pid)
+
+
+def _state(pid: int) -> bytes | None:
+    """The letter for the state that the process is in; None: it is gone, or not on this system."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as stat:
-            return stat.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+            return stat.read().rpartition(b")")[2].split()[0]
     except OSError:
-        return True
+        return None
 
 
 def how_it_ended(pid: int) -> str:

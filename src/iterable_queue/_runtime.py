@@ -131,6 +131,10 @@ class ErrorStore(Protocol):
     def add_failure(self, packed: object) -> None:
         """Keep one more failure. Called with the lock held."""
 
+    def count(self) -> int:
+        """How many failures there are. Called with the lock held."""
+        ...
+
     def failures(self) -> tuple[BaseException, ...]:
         """All failures, oldest first."""
         ...
@@ -201,6 +205,9 @@ class LocalErrors:
     def add_failure(self, packed: object) -> None:
         assert isinstance(packed, BaseException)
         self._failures.append(packed)
+
+    def count(self) -> int:
+        return len(self._failures)
 
     def failures(self) -> tuple[BaseException, ...]:
         return tuple(self._failures)

@@ -15,7 +15,7 @@ queue and its endpoints can travel by any road that pickles.
 
 The lock is a semaphore, which has no owner: a process that dies inside takes it with it. HOLDER
 names who is inside; who can't get the lock within a slice looks whether that process lives, and if
-not, the queue is broken, for everybody and by name.
+not, takes the lock over and mends what was left half done (`Ledger.mend`).
 
 Whose endpoint is it?
 ---------------------
@@ -77,7 +77,14 @@ from iterable_queue._errors import (
 )
 from iterable_queue._exits import install_exit_hooks
 from iterable_queue._ledger import Ledger
-from iterable_queue._liveness import hold, how_it_ended, is_held, runs
+from iterable_queue._liveness import (
+    hold,
+    how_it_ended,
+    is_held,
+    may_be_stopped,
+    runs,
+    try_hold,
+)
 from iterable_queue._pickling import pickling, spawning_popen
 from iterable_queue._runtime import is_lock_busy
 from iterable_queue._shared_runtime import SharedRuntime, private
@@ -95,9 +102,11 @@ SPINS: Final = 15
 long as another process is inside, which is a fraction of what a sleep costs both."""
 LOOK_S: Final = 0.8
 """How often a process that waits looks who has died, in seconds."""
-SUSPICION_S: Final = 1.2
-"""How long the lock must be out of reach, with nobody's name on it, before a dead process that
-took part is taken to have died between taking the lock and writing its name."""
+FORK_PATIENCE_S: Final = 1.0
+"""How long a fork waits for the lock, in seconds."""
+SUSPICION_S: Final = 0.7
+"""How long the lock must be out of reach, with nobody's name on it, before its holder is taken to
+have died between taking it and writing its name."""
 
 
 class SharedCore(Core):
@@ -149,19 +158,55 @@ class SharedCore(Core):
         holder = head[HOLDER]
         if holder:
             self._nameless_since = 0.0
-            if holder == self.ledger.me or self.is_alive(holder) or head[HOLDER] != holder:
-                return
-            self._break(
-                f"process {self.pid_of(holder)} died inside the queue's lock and took it along"
-            )
+            if holder != self.ledger.me and not self.is_alive(holder):
+                self._mend(holder)
+            return
         now = time.monotonic()
         self._nameless_since = self._nameless_since or now
-        if now - self._nameless_since > SUSPICION_S:
-            dead = [v for v in self.ledger.views(PROCESS) if not self.is_alive(v.slot)]
-            if dead and self._is_stuck():
-                self._break(
-                    f"process {dead[0].number} died as it took the queue's lock, and took it along"
-                )
+        if now - self._nameless_since > SUSPICION_S and self._is_stuck():
+            self._mend_for_nobody()
+
+    def _mend(self, holder: int) -> None:
+        """Take the lock over from a dead holder, mend what it left half done, let the lock go.
+
+        Whoever does this is the holder meanwhile; if it dies, the next one does it again. `mend`,
+        a lock of the kernel's, keeps others out.
+        """
+        fd = try_hold(f"{self.address.path}/mend")
+        if fd is None:
+            return
+        try:
+            head = self.ledger.head
+            if head[HOLDER] != holder or not self._shared_runtime.is_locked():
+                return
+            head[HOLDER] = self.ledger.me or -os.getpid()
+            try:
+                self.ledger.mend()
+            except BaseException:
+                head[HOLDER] = holder  # interrupted: the lock is the dead one's again
+                raise
+            head[HOLDER] = 0
+            self._shared_runtime.unlock()
+            self._nameless_since = 0.0
+        finally:
+            os.close(fd)
+
+    def _mend_for_nobody(self) -> None:
+        """The lock was taken by one that died before it wrote its name, or after it wiped it out.
+
+        Or is it by one that is stopped just there? Then it must be waited for.
+        """
+        processes = list(self.ledger.views(PROCESS))
+        living = [view.number for view in processes if self.is_alive(view.slot)]
+        if not any(may_be_stopped(pid) for pid in living if pid != os.getpid()):
+            self._mend(0)
+        elif len(living) < len(processes):
+            text = (
+                "a process died as it took the queue's lock or let it go, or one that is stopped "
+                "holds it: that can't be told apart. Make a new queue"
+            )
+            self.ledger.mark_broken(self.runtime.errors.pack(ChannelBroken(text)))
+            raise self.ledger.refusal()
 
     def _is_stuck(self) -> bool:
         """Whether the lock stays out of reach, with nobody's name on it, for some more time."""
@@ -177,14 +222,6 @@ class SharedCore(Core):
                 return False
             time.sleep(0.001)
         return True
-
-    def _break(self, why: str) -> None:
-        text = (
-            f"{why}. On a channel over multiprocessing's semaphores such a lock can't be had back; "
-            "make a new queue"
-        )
-        self.ledger.mark_broken(self.runtime.errors.pack(ChannelBroken(text)))
-        raise self.ledger.refusal()
 
     def keep_leases(self) -> None:
         """Write down what is in hand, if this queue redelivers."""
@@ -324,7 +361,9 @@ class SharedCore(Core):
 
     def before_fork(self, arguments: tuple[object, ...]) -> None:
         if self.ledger.me:
-            self.transact(self._before_fork, arguments)
+            # Not for ever: a fork must not wait for somebody who is stopped inside.
+            patience = time.monotonic() + FORK_PATIENCE_S
+            self.transact_until(patience, partial(self._before_fork, arguments))
 
     def _before_fork(self, arguments: tuple[object, ...]) -> None:
         ledger = self.ledger
@@ -362,7 +401,7 @@ class SharedCore(Core):
         for endpoint in list(self.endpoints):
             if self.ledger.is_open(endpoint.slot, endpoint.number):
                 view = self.ledger.view(endpoint.slot)
-                if self.is_mine(view) and not view.flags & USED:
+                if self.is_mine(view) and not view.flags & (USED | DROPPED_COPY):
                     yield endpoint
 
     def _drop_lineages(self) -> None:
@@ -394,7 +433,6 @@ class SharedCore(Core):
         for launch in self._launching.values():
             launch.close()
         self._launching = {}
-        self._leases.close()
         self._inherited += self._lineages.values()
         self._lineages, self._old_lineages = {}, set()
         self._life, self.ledger.me = -1, 0
@@ -501,7 +539,6 @@ class SharedCore(Core):
             except WouldDeadlock:
                 break
         self._let_go()
-        self._leases.close()
         if self._life >= 0:
             os.close(self._life)
             self._life = -1
@@ -560,21 +597,22 @@ class _Leases:
     def __init__(self, path: str, hands: dict[int, dict[int, Hand]]) -> None:
         self._path = path
         self._hands = hands
-        self._files: dict[int, int] = {}
 
-    def write(self, slot: int) -> None:
-        """Write down what the endpoint in *slot* has in hand. Called with the lock held."""
-        kept = [payload for hand in self._hands[slot].values() for payload in hand.kept]
-        fd = self._files.get(slot)
-        if fd is None:
-            fd = self._files[slot] = private(f"{self._path}/h{slot}", os.O_RDWR | os.O_CREAT)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, pickle.dumps(kept), 0)
+    def write(self, slot: int, last: Hand) -> None:
+        """Write down what the endpoint in *slot* has in hand. Called with the lock held.
 
-    def close(self) -> None:
-        for fd in self._files.values():
+        What *last* holds comes last: a take that is not committed yet is then the first to be left
+        out of as many as IN_HAND says.
+        """
+        hands = [hand for hand in self._hands[slot].values() if hand is not last]
+        kept = [payload for hand in (*hands, last) for payload in hand.kept]
+        name = f"{self._path}/h{slot}"
+        fd = private(f"{name}.new", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        try:
+            os.write(fd, pickle.dumps(kept))
+        finally:
             os.close(fd)
-        self._files.clear()
+        os.replace(f"{name}.new", name)
 
 
 class _Launch:
@@ -640,6 +678,11 @@ def attach(
     core: Core
     try:
         core = _attach(address, heir, fd)
+        if kind != QUEUE:
+            core.transact(core.ledger.take_over, slot, number, generation)
+            for endpoint in list(core.endpoints):
+                if endpoint.slot == slot and endpoint.number == number:
+                    return endpoint
     except Exception as error:
         lost = ChannelBroken(
             f"the queue can't be reached from process {os.getpid()}: {error}. It ends with the "
@@ -655,12 +698,6 @@ def attach(
         CONSUMER: ConsumerEndpoint,
         WORKER: WorkerEndpoint,
     }
-    if lost is None:
-        for endpoint in list(core.endpoints):
-            if endpoint.slot == slot and endpoint.number == number:
-                core.transact(core.ledger.take_over, slot, number, generation)
-                return endpoint
-        core.transact(core.ledger.take_over, slot, number, generation)
     return classes[kind](core, slot, number, lost)
 
 

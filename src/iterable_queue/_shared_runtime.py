@@ -1,8 +1,9 @@
 """The ledger's runtime for processes: cells in a mapped file, the context's semaphores by name.
 
-The lock is a semaphore, which has no owner: a process that dies inside takes it along, and
-`_shared.SharedCore` finds that out. The conditions' semaphores only count tokens, so that a process
-killed in its sleep, or with a token in hand, takes nothing that others wait for.
+The lock is a semaphore, which has no owner: a process that dies inside takes it along, until
+`_shared.SharedCore` finds that out and lets it go for the dead. The conditions' semaphores only
+count tokens, so that a process killed in its sleep, or with a token in hand, takes nothing that
+others wait for.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import mmap
 import os
 import pickle
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from iterable_queue import _cells as cells_
@@ -23,36 +25,55 @@ from iterable_queue._runtime import SLICE_S, Condition, guard
 if TYPE_CHECKING:
     from iterable_queue._runtime import Cells, ErrorStore, Lock
 
+ERRORS: Final = 29
+"""A cell of the head: how many bytes of the file of failures count."""
 PATIENCE: Final = (0.001, 0.01, 0.05, SLICE_S)
 """How long the lock is waited for at a time by calls with a time-out, in seconds."""
 
 
 class SharedErrors:
-    """Failures, and the reason for a cancel, as files."""
+    """Failures, and the reason for a cancel, as files.
 
-    __slots__ = ("_path",)
+    A failure counts once ERRORS, the size of the file that is valid, includes it.
+    """
 
-    def __init__(self, path: str) -> None:
+    __slots__ = ("_head", "_path")
+
+    def __init__(self, path: str, head: Cells) -> None:
         self._path = path
+        self._head = head
 
     def pack(self, error: BaseException) -> bytes:
         return pickle.dumps(pack_error(error))
 
     def add_failure(self, packed: object) -> None:
         assert isinstance(packed, bytes)
-        with open(f"{self._path}/errors", "ab", opener=private) as file:
-            file.write(len(packed).to_bytes(8, "little") + packed)
+        record = len(packed).to_bytes(8, "little") + packed
+        fd = private(f"{self._path}/errors", os.O_RDWR | os.O_CREAT)
+        try:
+            os.pwrite(fd, record, self._head[ERRORS])
+        finally:
+            os.close(fd)
+        self._head[ERRORS] += len(record)
+
+    def count(self) -> int:
+        return len(self._packed())
 
     def failures(self) -> tuple[BaseException, ...]:
-        found: list[BaseException] = []
-        try:
-            with open(f"{self._path}/errors", "rb") as file:
-                while size := file.read(8):
-                    packed = file.read(int.from_bytes(size, "little"))
-                    found.append(unpack_error(pickle.loads(packed)))
-        except FileNotFoundError:
-            pass
-        return tuple(found)
+        return tuple(unpack_error(pickle.loads(packed)) for packed in self._packed())
+
+    def _packed(self) -> list[bytes]:
+        if not self._head[ERRORS]:
+            return []
+        with open(f"{self._path}/errors", "rb") as file:
+            records = file.read(self._head[ERRORS])
+        found: list[bytes] = []
+        at = 0
+        while at < len(records):
+            size = int.from_bytes(records[at : at + 8], "little")
+            found.append(records[at + 8 : at + 8 + size])
+            at += 8 + size
+        return found
 
     def set_reason(self, packed: object) -> None:
         assert isinstance(packed, bytes)
@@ -88,6 +109,9 @@ class SharedRuntime:
         names = semaphore_names(address.token)
         self._lock = rebuild(0, RECURSIVE, 1, names[0])
         self._semaphores = [rebuild(0, COUNTING, most, name) for name in names[1:]]
+        self.is_locked: Callable[[], bool] = self._lock._is_zero
+        # Of the counting kind, a semaphore can be let go by others than its holder.
+        self.unlock: Callable[[], None] = rebuild(0, COUNTING, 1, names[0]).release
         acquire, release = self._lock.acquire, self._lock.__exit__
         self._guards = [guard(acquire, release, True, seconds) for seconds in PATIENCE]
         self.lock: Lock = self._guards[-1]
@@ -97,7 +121,7 @@ class SharedRuntime:
             Condition(self.head, index, semaphore)
             for index, semaphore in zip(waiters, self._semaphores, strict=True)
         )
-        self.errors: ErrorStore = SharedErrors(address.path)
+        self.errors: ErrorStore = SharedErrors(address.path, self.head)
 
     def _map(self) -> Any:
         fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)

@@ -180,14 +180,16 @@ class SpoolChannel:
             return self._open(number)
         size = min(FIRST_SIZE << min(number, 20), LARGEST_SIZE)
         size = max(size, needs + mmap.PAGESIZE - 1 & ~(mmap.PAGESIZE - 1))
-        # An append that failed or was interrupted may have left the file behind.
-        self._unlink(name)
-        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        # It gets its name once it is whole; an append that died may have left one behind.
+        new = f"{self._path}/new"
+        fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             reserve(fd, size)
-            return Segment(number, fd)
+            segment = Segment(number, fd)
+            os.rename(new, name)
+            return segment
         except BaseException:
-            self._unlink(name)
+            self._unlink(new)
             raise
         finally:
             os.close(fd)

@@ -57,14 +57,24 @@ class ProcessLike(Protocol):
 
 
 class ProcessContext(Protocol):
-    """What is used of a multiprocessing-like context.
+    """What is used of a multiprocessing-like context: its `Process`, and these.
 
-    Where it also has `Pipe`, `Queue` and `Pool`, endpoints are sent by these roads too.
+    `Process` itself is not among them, since type checkers are told of it in different ways:
+    multiprocessing's contexts have it as a class variable, the modules as a class, `BaseContext`
+    not at all. A context that lacks one of these below is not refused: then endpoints are not sent
+    by that road.
     """
 
-    @property
-    def Process(self) -> Callable[..., ProcessLike]:
-        """Makes a process object from `target=` and `args=`."""
+    def Pipe(self, duplex: bool = ...) -> tuple[Any, Any]:
+        """Two connected ends."""
+        ...
+
+    def Queue(self) -> Any:
+        """A queue between processes."""
+        ...
+
+    def Pool(self, processes: int, initializer: Callable[..., object], initargs: Any) -> Any:
+        """So many processes that take tasks."""
         ...
 
 
@@ -193,6 +203,7 @@ def check_queue(
     Raises:
         ConformanceError: promises were broken; it names all of them.
         ValueError: *only* or *skip* names no promise, or *deadline_s* is not above 0.
+        TypeError: *processes* has no `Process`.
     """
     from iterable_queue.testing import _stage
 
@@ -203,6 +214,10 @@ def check_queue(
         raise ValueError(f"no promises: {unknown}; there are {sorted(names)}")
     if not deadline_s > 0:
         raise ValueError(f"deadline_s must be above 0 seconds, not {deadline_s!r}")
+    if processes is not None and not callable(getattr(processes, "Process", None)):
+        raise TypeError(
+            f"processes must have Process(), as multiprocessing has; {processes!r} has not"
+        )
     wanted = [
         promise
         for promise in known

@@ -321,7 +321,7 @@ class Stage:
         """Start a process with *target* as its own."""
         if self.context is None:
             raise NotApplicable("needs processes=")
-        process = self.context.Process(target=target, args=args)
+        process: ProcessLike = self.member("Process")(target=target, args=args)
         with starting():
             process.start()
         self._actors.append(Actor(role, process, process))
