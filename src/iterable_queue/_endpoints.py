@@ -171,9 +171,6 @@ class Endpoint:
         """The calling thread waits in a call, or does so no more."""
         change = self._blocked.add if waits else self._blocked.discard
         change(get_ident())
-        self._core.tidy(self._show_blocked)
-
-    def _show_blocked(self) -> None:
         self._ledger.set_blocked(self.slot, self.number, len(self._blocked))
 
     # -- what every endpoint can do --------------------------------------------------------------

@@ -775,7 +775,11 @@ class Ledger:
             self.head[STATE] |= BROKEN
 
     def set_blocked(self, slot: int, number: int, count: int) -> None:
-        """How many threads wait in a call of this endpoint: for `statistics` and `explain`."""
+        """How many threads wait in a call of this endpoint: for `statistics` and `explain`.
+
+        Called without the lock, which may be out of reach just then. Only the owner's process
+        stores here; should the slot be given away meanwhile, its next owner stores again.
+        """
         if self.is_open(slot, number):
             self.cells[slot * SLOT_SIZE + BLOCKED] = count
 

@@ -222,14 +222,20 @@ class Actor:
             _kill(self.process.pid, number)
 
     def clear(self, until: float) -> str | None:
-        """End it, if it has not ended. Returns what is left, if anything."""
+        """Wait for its end, which a process is made to find. Returns what is left, if anything.
+
+        A process that has done its part is given until *until* to leave its queues in order.
+        """
+        while self._runner.is_alive() and time.monotonic() < until:
+            time.sleep(POLL_S)
         process = self.process
         if process is not None and process.pid is not None and process.is_alive():
             _kill(process.pid, signal.SIGKILL)
-        while self._runner.is_alive():
-            if time.monotonic() > until:
-                return f"{self.role.name} ({self._runner!r}) could not be ended"
-            time.sleep(POLL_S)
+            until = time.monotonic() + _GRACE_S
+            while process.is_alive() and time.monotonic() < until:
+                time.sleep(POLL_S)
+        if self._runner.is_alive():
+            return f"{self.role.name} ({self._runner!r}) could not be ended"
         self._runner.join(_GRACE_S)
         return None
 

@@ -343,10 +343,11 @@ def redelivery_has_an_end(stage: Stage) -> None:
         tries += actor.role.has("has")
         actor.kill()
     holds(tries >= 2, f"the item was handed out more than once: {tries}")
+    source = iq.get_consumer()
     out.put("harmless")
     out.close()
     iq.close()
-    same(list(iq.get_consumer()), ["harmless"], "the items after it")
+    same(list(source), ["harmless"], "the items after it")
     raises(ItemsLost, iq.join)
 
 
