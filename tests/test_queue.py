@@ -18,6 +18,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NoReturn, cast
 
@@ -48,7 +49,7 @@ Make = Callable[..., IterableQueue[Any]]
 
 
 def make_over(maxsize: int = 0) -> IterableQueue[Any]:
-    return IterableQueue.over(cast("queue.Queue[Any]", queue.Queue(maxsize)))
+    return IterableQueue[Any].over(queue.Queue(maxsize))
 
 
 MAKERS: dict[str, Make] = {
@@ -146,21 +147,21 @@ def test_the_oldest_item_comes_first_whoever_put_it(iq: IterableQueue[Any]) -> N
 
 
 def test_a_priority_queue_underneath_gives_the_order() -> None:
-    iq = IterableQueue.over(queue.PriorityQueue[tuple[int, str]]())
+    iq = IterableQueue[tuple[int, str]].over(queue.PriorityQueue())
     with iq, iq.get_producer() as out:
         out.put_many([(2, "two"), (1, "one"), (3, "three")])
     assert list(iq.get_consumer()) == [(1, "one"), (2, "two"), (3, "three")]
 
 
 def test_a_lifo_queue_underneath_gives_the_order() -> None:
-    iq = IterableQueue.over(queue.LifoQueue[int]())
+    iq = IterableQueue[int].over(queue.LifoQueue())
     with iq, iq.get_producer() as out:
         out.put_many([1, 2, 3])
     assert list(iq.get_consumer()) == [3, 2, 1]
 
 
 def test_an_item_that_a_heap_can_not_compare_is_not_put() -> None:
-    iq = IterableQueue.over(cast("queue.PriorityQueue[Any]", queue.PriorityQueue()))
+    iq = IterableQueue[Any].over(queue.PriorityQueue())
     out, source = iq.get_producer(), iq.get_consumer()
     out.put(1)
     with pytest.raises(TypeError, match="not supported between"):
@@ -186,7 +187,7 @@ class Stack:
 
 
 def test_a_queue_of_ones_own_underneath() -> None:
-    iq = IterableQueue.over(Stack())
+    iq = IterableQueue[int].over(Stack())
     with iq, iq.get_producer() as out:
         out.put_many([1, 2, 3])
         assert iq.qsize() == 3
@@ -198,7 +199,7 @@ def test_a_queue_of_ones_own_underneath() -> None:
 def test_a_queue_of_ones_own_keeps_its_maxsize() -> None:
     stack = Stack()
     setattr(stack, "maxsize", 1)  # noqa: B010 - checkers know that it has none
-    iq = IterableQueue.over(stack)
+    iq = IterableQueue[int].over(stack)
     out = iq.get_producer()
     out.put(1)
     with pytest.raises(Full):
@@ -210,7 +211,7 @@ def test_what_is_on_a_given_queue_counts_as_put(kind: type[queue.Queue[int]]) ->
     given = kind(3)
     given.put(1)
     given.put(2)
-    iq = IterableQueue.over(given)
+    iq = IterableQueue[int].over(given)
     assert (iq.qsize(), iq.statistics().put, iq.statistics().highest_queued) == (2, 2, 2)
     out = iq.get_producer()
     out.put(3)
@@ -317,7 +318,7 @@ def test_timeout_must_be_a_number_that_is_not_negative(
 def test_timeout_is_checked_where_nothing_has_to_wait(iq: IterableQueue[Any]) -> None:
     iq.get_producer().put(1)
     source = iq.get_consumer()
-    with pytest.raises(ValueError, match="^timeout must be"):
+    with pytest.raises(ValueError, match=r"^timeout must be"):
         source.get(timeout=-1)
     assert source.get(timeout=math.inf) == 1
 
@@ -332,7 +333,7 @@ def test_timeout_means_nothing_where_block_is_false(iq: IterableQueue[Any]) -> N
 @pytest.mark.parametrize("limit", no_int(), ids=repr)
 def test_limit_must_be_an_int(iq: IterableQueue[Any], limit: Any) -> None:
     for end in (iq.get_consumer(), iq.get_worker()):
-        with pytest.raises(TypeError, match="^limit must be an int"):
+        with pytest.raises(TypeError, match=r"^limit must be an int"):
             end.get_many(limit)
 
 
@@ -354,7 +355,7 @@ def test_error_must_be_an_exception(iq: IterableQueue[Any], error: Any) -> None:
 
 
 def test_fail_must_say_why(iq: IterableQueue[Any]) -> None:
-    with pytest.raises(TypeError, match="^error must be an exception, not None"):
+    with pytest.raises(TypeError, match=r"^error must be an exception, not None"):
         iq.get_producer().fail(cast("Any", None))
 
 
@@ -468,7 +469,8 @@ def test_cancel_wakes_everybody(make: Make, stage: Stage) -> None:
     full, empty = make(1), make()
     full.get_producer().put(0)
     source = full.get_consumer()
-    calls = [stage.cast(full.get_producer()).begin(actors.put, 1)]
+    calls: list[actors.Call[Any]] = []
+    calls.append(stage.cast(full.get_producer()).begin(actors.put, 1))
     calls.append(stage.cast(full).begin(actors.join_queue))
     calls.append(stage.cast(empty.get_consumer()).begin(actors.drain))
     calls.append(stage.cast(empty.get_worker()).begin(actors.drain))
@@ -654,7 +656,7 @@ def states() -> Iterator[tuple[str, Callable[[IterableQueue[Any]], object]]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "reach"), states(), ids=lambda value: value if isinstance(value, str) else ""
+    ("name", "reach"), list(states()), ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_every_state(iq: IterableQueue[Any], name: str, reach: Callable[[Any], object]) -> None:
     kept = reach(iq)
@@ -672,9 +674,7 @@ def line_after(frame_line: int) -> str:
 
 
 def test_explain_names_every_endpoint(make: Make, stage: Stage) -> None:
-    line = sys._getframe().f_lineno
     iq = make(1)
-    here = line_after(line)
     line = sys._getframe().f_lineno
     out = iq.get_producer()
     out_here = line_after(line)
@@ -696,7 +696,7 @@ def test_explain_names_every_endpoint(make: Make, stage: Stage) -> None:
     assert "no consumer is open" not in summary
     for pattern in (
         r"  items: 1 put, 0 taken, 0 finished, 1 queued, 0 lost",
-        rf"  the queue, made at \S*{here}, open in {me}: close\(\) it.*{idle}",
+        rf"  the queue, made at \S*test_queue\.py:\d+, open in {me}: close\(\) it.*{idle}",
         rf"  producer 1, made at \S*{out_here}, taken by {me}, {idle}",
         rf"  consumer 2, made at \S*{source_here}, made by {me}, taken by nobody yet, {idle}",
         rf"  worker 3, made at \S*{tree_here}, made by {me}, .*has not asked.*first item, {idle}",
@@ -712,6 +712,26 @@ def test_explain_names_every_endpoint(make: Make, stage: Stage) -> None:
     waiting.result()
     assert re.search(r"worker 3, .*, 1 in hand", iq.explain())
     assert not source.closed
+
+
+def test_explain_names_the_line_that_made_the_queue() -> None:
+    line = sys._getframe().f_lineno
+    iq = IterableQueue[int]()
+    assert re.search(rf"the queue, made at \S*{line_after(line)},", iq.explain())
+    line = sys._getframe().f_lineno
+    iq = IterableQueue[int].threaded()
+    assert re.search(rf"the queue, made at \S*{line_after(line)},", iq.explain())
+    line = sys._getframe().f_lineno
+    iq = IterableQueue[int].over(queue.Queue())
+    assert re.search(rf"the queue, made at \S*{line_after(line)},", iq.explain())
+
+
+def test_explain_names_the_line_that_made_a_clone(iq: IterableQueue[Any]) -> None:
+    out = iq.get_producer()
+    line = sys._getframe().f_lineno
+    other = out.clone()
+    assert re.search(rf"producer 2, made at \S*{line_after(line)},", iq.explain())
+    assert not other.closed
 
 
 def test_explain_says_who_waits_for_an_item(iq: IterableQueue[Any], stage: Stage) -> None:
@@ -892,6 +912,10 @@ def test_put_many_waits_for_room(make: Make, stage: Stage) -> None:
     assert iq.statistics().highest_queued <= 2
 
 
+def put_one_of_many(out: Any) -> Callable[[Any], None]:
+    return lambda item: out.put_many([item])
+
+
 def put_all(out: Any, count: int) -> None:
     out.put_many(list(range(count)))
 
@@ -991,7 +1015,7 @@ def test_iteration_ends_in_a_failure(iq: IterableQueue[Any]) -> None:
 
 def test_a_consumer_is_neither_sized_nor_falsy(iq: IterableQueue[Any]) -> None:
     for end in (iq.get_consumer(), iq.get_worker()):
-        assert end
+        assert bool(end)
         assert not hasattr(end, "__len__")
         assert not hasattr(end, "__length_hint__")
 
@@ -1029,7 +1053,7 @@ def test_a_closed_producer_puts_no_more(iq: IterableQueue[Any]) -> None:
     for _ in range(2):
         out.close()
         assert out.closed
-    for call in (out.put, out.put_nowait, lambda item: out.put_many([item])):
+    for call in (out.put, out.put_nowait, put_one_of_many(out)):
         with pytest.raises(ProducerClosed):
             call(2)
     with pytest.raises(ProducerClosed):
@@ -1055,6 +1079,20 @@ def test_a_closed_consumer_gets_no_more(iq: IterableQueue[Any]) -> None:
     assert iq.get_consumer().get() == 2
 
 
+def test_a_closed_worker_does_neither(iq: IterableQueue[Any]) -> None:
+    """It fails as a producer where it is used as one, and as a consumer where as that."""
+    tree = iq.get_worker()
+    tree.put(1)
+    tree.close()
+    for get in (tree.get, tree.get_nowait, lambda: tree.get_many(1), lambda: next(tree)):
+        with pytest.raises(ConsumerClosed):
+            get()
+    for put in (tree.put, tree.put_nowait, put_one_of_many(tree)):
+        with pytest.raises(ProducerClosed):
+            put(2)
+    assert iq.qsize() == 1
+
+
 def test_closing_wakes_other_threads_of_the_endpoint(make: Make, stage: Stage) -> None:
     iq = make(1)
     out, source = iq.get_producer(), iq.get_consumer()
@@ -1073,9 +1111,8 @@ def test_closing_wakes_other_threads_of_the_endpoint(make: Make, stage: Stage) -
 def test_leaving_with_closes_an_endpoint(iq: IterableQueue[Any]) -> None:
     for make_end in (iq.get_producer, iq.get_consumer, iq.get_worker):
         with make_end() as end:
-            assert not end.closed
-        assert end.closed
-        assert type(end) is type(make_end())
+            before = end.closed
+        assert (before, end.closed) == (False, True)
     assert iq.statistics().failures == 0
 
 
@@ -1098,8 +1135,9 @@ def test_break_closes_a_consumer(iq: IterableQueue[Any]) -> None:
 
 def test_a_producers_with_left_by_an_exception_fails_it(iq: IterableQueue[Any]) -> None:
     source = iq.get_consumer()
-    with pytest.raises(ValueError, match="why"), iq.get_producer() as out:
-        out.put(1)
+    out = iq.get_producer()
+    out.put(1)
+    with pytest.raises(ValueError, match="why"), out:
         raise ValueError("why")
     assert out.closed
     iq.close()
@@ -1127,12 +1165,7 @@ def test_fail_replaces_done_for_all_and_for_late_comers(iq: IterableQueue[Any]) 
     second.fail(KeyError("second"))
     iq.close()
     for source in (early, iq.get_consumer()):
-        for call in (
-            source.get,
-            source.get_nowait,
-            lambda: source.get_many(2),
-            lambda: next(source),
-        ):
+        for call in (source.get, source.get_nowait, partial(source.get_many, 2), source.__next__):
             with pytest.raises(ProducerFailed) as caught:
                 call()
             failures = caught.value.failures
@@ -1192,7 +1225,7 @@ def test_a_worker_clones_after_close_while_it_is_open(iq: IterableQueue[Any]) ->
     other = tree.clone()
     assert iq.statistics().open_workers == 2
     tree.close()
-    with pytest.raises(ProducerClosed):
+    with pytest.raises((ProducerClosed, ConsumerClosed)):
         tree.clone()
     assert list(other) == []
 
@@ -1222,7 +1255,7 @@ def test_a_worker_puts_no_more_after_done(iq: IterableQueue[Any]) -> None:
     tree = iq.get_worker()
     iq.close()
     assert list(tree) == []
-    for call in (tree.put, tree.put_nowait, lambda item: tree.put_many([item])):
+    for call in (tree.put, tree.put_nowait, put_one_of_many(tree)):
         with pytest.raises(ProducerClosed):
             call(1)
     assert iq.qsize() == 0
@@ -1257,8 +1290,8 @@ def test_a_worker_cut_short_in_an_item_has_failed(iq: IterableQueue[Any]) -> Non
     tree, source = iq.get_worker(), iq.get_consumer()
     tree.put(1)
     iq.close()
+    assert tree.get() == 1
     with pytest.raises(ValueError, match="why"), tree:
-        assert tree.get() == 1
         raise ValueError("why")
     with pytest.raises(ProducerFailed):
         source.get()

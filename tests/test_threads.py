@@ -136,7 +136,7 @@ def test_the_order_is_the_queues_own(name: str) -> None:
 
 
 def over(queue: SupportsPutGet[int]) -> IterableQueue[int]:
-    return IterableQueue.over(queue)
+    return IterableQueue[int].over(queue)
 
 
 @pytest.mark.parametrize("name", QUEUES)

@@ -63,22 +63,22 @@ class Hand:
     )
 
     def __init__(self, channel: Channel, lean: bool) -> None:
-        self.busy = False
+        self.busy: bool = False
         """The thread is in a call that takes items."""
-        self.held = 0
+        self.held: int = 0
         """Items taken under the lock and not finished: they count in the slot's IN_HAND."""
         self.pending: list[Any] = []
         """Payloads not returned to user code yet; survives an interrupt in `get`."""
         self.kept: list[Any] = []
         """Copies of what is held, where items are redelivered."""
-        self.pull = channel.pull_into(self.pending) if lean else None
+        self.pull: Callable[[], object] | None = channel.pull_into(self.pending) if lean else None
         """Moves one item to `pending`, if this hand counts by itself."""
-        self.quick = self.pull
+        self.quick: Callable[[], object] | None = self.pull
         """The same, while the next call need not finish more than one item."""
-        self.taken = 0
-        self.last = 1
-        self.idle_at = 0
-        self.peak = 0
+        self.taken: int = 0
+        self.last: int = 1
+        self.idle_at: int = 0
+        self.peak: int = 0
         """The most items that this thread saw queued as it took one."""
         self.seen: tuple[int, int] = (0, 0)
         """`taken` and the items in hand at the last `fold`."""

@@ -128,7 +128,7 @@ class Core:
     def __init__(self, runtime: Runtime, ledger: Ledger) -> None:
         self.runtime = runtime
         self.ledger = ledger
-        self.elsewhere = False
+        self.elsewhere: bool = False
         self.endpoints: WeakSet[Endpoint] = WeakSet()
         self._pid = os.getpid()
         self._dropped: deque[tuple[int, int]] = deque()
@@ -271,6 +271,8 @@ class Core:
         It only appends; the next one to hold the lock does the rest, which is this call where the
         lock is free, and a sleeper after its slice at the latest.
         """
+        if sys is None or sys.is_finalizing():  # pyright: ignore[reportUnnecessaryComparison]
+            return  # the exit hooks have done what is to be done
         self._dropped.append((slot, number))
         try:
             with self.runtime.trylock:

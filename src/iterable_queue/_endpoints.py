@@ -87,8 +87,8 @@ class Endpoint:
 
     def __init__(self, core: Core, slot: int, number: int, lost: Exception | None = None) -> None:
         self._core = core
-        self.slot = slot
-        self.number = number
+        self.slot: int = slot
+        self.number: int = number
         self._ledger = core.ledger
         self._locks = (core.runtime.trylock,) * core.spins + (core.runtime.lock,)
         self._stamp_at = slot * cells_.SLOT_SIZE + cells_.STAMP

@@ -10,11 +10,17 @@ from __future__ import annotations
 
 import atexit
 import sys
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
 
 from iterable_queue import _forks
+from iterable_queue._errors import RemoteError
 from iterable_queue._pickling import PACKAGES
 
 _hooked: set[str] = set()
+_uncaught: BaseException | None = None
+_bootstrap: FrameType | None = None
 
 
 class _Anchor:
@@ -38,19 +44,54 @@ def install_exit_hooks(package: str) -> None:
 
 
 class _Hook:
-    """Re-registers the finalizer in a child that *package* has forked."""
+    """Called in a child that *package* has started, before it runs anything of the user's."""
 
     def __init__(self, package: str) -> None:
         self._package = package
 
     def __call__(self, anchor: object) -> None:
         sys.modules[f"{self._package}.util"].Finalize(None, _leave_all, exitpriority=0)
+        # From Python 3.13 on, the exit hooks run when the error that ended a process is forgotten.
+        process = sys.modules[f"{self._package}.process"].current_process()
+        process.run = partial(_run, process.run)
+
+
+def _run(run: Callable[[], object]) -> None:
+    """What the process was started for; remembers the error by which that ends."""
+    global _uncaught
+    try:
+        run()
+    except BaseException as error:
+        _uncaught = error
+        raise
+
+
+def watch() -> None:
+    """Called from what a spawned process runs: remember where its exit status will be found.
+
+    In such a process multiprocessing calls no hook of anybody's before it runs the user's function,
+    and from Python 3.13 on it has forgotten the function's error when the exit hooks run.
+    """
+    global _bootstrap
+    frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+    while _bootstrap is None and frame is not None:
+        code = frame.f_code
+        if code.co_name == "_bootstrap" and "exitcode" in code.co_varnames:
+            _bootstrap = frame
+        frame = frame.f_back
 
 
 def _leave_all() -> None:
-    error = sys.exc_info()[1] or getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+    error = _uncaught or sys.exc_info()[1] or getattr(sys, "last_value", None)
     if isinstance(error, SystemExit) and error.code in (None, 0):
         error = None
-    how = "returned" if error is None else f"ended by {type(error).__name__}: {error}"
+    status = 0 if _bootstrap is None else _bootstrap.f_locals.get("exitcode", 0)
+    if error is not None:
+        how = f"ended by {type(error).__name__}: {error}"
+    elif status:
+        how = f"ended by an exception or sys.exit, with exit status {status}"
+        error = RemoteError(f"exit status {status}; the process's stderr shows the error")
+    else:
+        how = "returned"
     for core in _forks.tracked():
         core.leave(f"was left open when its process {how}", error)

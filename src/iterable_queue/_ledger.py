@@ -144,7 +144,7 @@ from iterable_queue._errors import (
 )
 
 if TYPE_CHECKING:
-    from iterable_queue._runtime import Cells, Runtime
+    from iterable_queue._runtime import Cells, Condition, Runtime
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -182,12 +182,12 @@ class Ledger:
         self._runtime = runtime
         self.head: Cells = runtime.head
         self.cells: Cells = runtime.cells(max(self.head[SLOTS], 2) * SLOT_SIZE)
-        self.items = runtime.items
-        self.room = runtime.room
-        self.end = runtime.end
-        self.channel = channel
+        self.items: Condition = runtime.items
+        self.room: Condition = runtime.room
+        self.end: Condition = runtime.end
+        self.channel: Channel = channel
         self._maxsize = self.head[MAXSIZE]
-        self.me = 0
+        self.me: int = 0
         self.hands: dict[int, dict[int, Hand]] = {}
         self.lease: Callable[[int, Hand], None] | None = None
 

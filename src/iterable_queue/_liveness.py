@@ -116,7 +116,9 @@ def _exit_status(pid: int) -> int | None:
             popen = getattr(process, "_popen", None)
             code = getattr(popen, "returncode", None)
             if getattr(popen, "pid", None) == pid and isinstance(code, int):
-                return code
+                # A fork server that could not tell how it ended says 255.
+                unknown = code == 255 and getattr(popen, "method", "") == "forkserver"
+                return None if unknown else code
     try:
         with open(f"/proc/{pid}/stat", "rb") as stat:
             fields = stat.read().rpartition(b")")[2].split()

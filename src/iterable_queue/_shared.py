@@ -75,7 +75,7 @@ from iterable_queue._errors import (
     EndpointElsewhere,
     WouldDeadlock,
 )
-from iterable_queue._exits import install_exit_hooks
+from iterable_queue._exits import install_exit_hooks, watch
 from iterable_queue._ledger import Ledger
 from iterable_queue._liveness import (
     hold,
@@ -163,7 +163,7 @@ class SharedCore(Core):
             return
         now = time.monotonic()
         self._nameless_since = self._nameless_since or now
-        if now - self._nameless_since > SUSPICION_S and self._is_stuck():
+        if now - self._nameless_since > SUSPICION_S:
             self._mend_for_nobody()
 
     def _mend(self, holder: int) -> None:
@@ -178,6 +178,8 @@ class SharedCore(Core):
         try:
             head = self.ledger.head
             if head[HOLDER] != holder or not self._shared_runtime.is_locked():
+                return
+            if holder == 0 and not self._is_stuck():
                 return
             head[HOLDER] = self.ledger.me or -os.getpid()
             try:
@@ -237,6 +239,7 @@ class SharedCore(Core):
             )
 
     def register(self) -> None:
+        watch()
         if not self.ledger.me:
             self.transact(self._register)
 

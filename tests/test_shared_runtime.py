@@ -1,0 +1,333 @@
+"""Cells in a file, semaphores by name, errors in files: what processes see of each other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from iterable_queue._cells import HEAD_SIZE, SLOT_SIZE, WAIT_END, WAIT_ITEM, WAIT_ROOM
+from iterable_queue._directory import FIRST_SLOTS, Address, make_directory, remove
+from iterable_queue._errors import RemoteTraceback
+from iterable_queue._runtime import SLICE_S, is_lock_busy
+from iterable_queue._shared_runtime import ERRORS, PATIENCE, SharedErrors, SharedRuntime, private
+from tests.conftest import FORKS, Processes
+
+
+@pytest.fixture
+def address() -> Iterator[Address]:
+    address = make_directory(None)
+    yield address
+    remove(address)
+
+
+# Cells
+
+
+def test_two_processes_see_the_same_cells(address: Address) -> None:
+    one, other = SharedRuntime(address), SharedRuntime(address)
+    assert len(one.head) == HEAD_SIZE
+    one.head[7] = -(1 << 63)
+    one.cells(2 * SLOT_SIZE)[SLOT_SIZE] = (1 << 63) - 1
+    assert other.head[7] == -(1 << 63)
+    assert other.cells(2 * SLOT_SIZE)[SLOT_SIZE] == (1 << 63) - 1
+    assert 7 not in list(other.head)
+
+
+def test_the_head_and_the_slots_are_apart(address: Address) -> None:
+    runtime = SharedRuntime(address)
+    cells = runtime.cells(SLOT_SIZE)
+    cells[0] = 5
+    assert list(runtime.head) == [0] * HEAD_SIZE
+    assert len(cells) == FIRST_SLOTS * SLOT_SIZE
+    with pytest.raises((ValueError, TypeError, OverflowError)):
+        runtime.head[0] = 1 << 63
+
+
+def test_cells_grow_for_everybody(address: Address) -> None:
+    one, other = SharedRuntime(address), SharedRuntime(address)
+    old = one.cells(1)
+    one.cells(1)[3] = 33
+    first = FIRST_SLOTS * SLOT_SIZE
+    assert len(one.cells(first)) == first, "there is room"
+    grown = one.cells(first + 1)
+    size = Path(address.path, "cells").stat().st_size
+    assert size == 2 * (HEAD_SIZE + first) * 8, "by doubling"
+    assert len(grown) == size // 8 - HEAD_SIZE
+    grown[first] = 44
+    assert grown[3] == 33
+    assert other.cells(first + 1)[first] == 44
+    assert Path(address.path, "cells").stat().st_size == size, "it had grown already"
+    old[3] = 34
+    assert grown[3] == 34, "the old view is of the same file"
+    one.head[5] = 55
+    assert other.head[5] == 55
+    huge = 10 * first
+    assert len(one.cells(huge)) == huge
+    assert Path(address.path, "cells").stat().st_size == (HEAD_SIZE + huge) * 8
+
+
+def test_no_descriptor_stays_open(address: Address) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    runtime = SharedRuntime(address)
+    runtime.cells(10 * FIRST_SLOTS * SLOT_SIZE)
+    # A mapping has a descriptor of its own, one for each size that the file had.
+    assert len(os.listdir("/proc/self/fd")) - before <= 2
+    del runtime
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+# The lock
+
+
+def test_the_lock_is_everybodys(address: Address) -> None:
+    one, other = SharedRuntime(address), SharedRuntime(address)
+    assert not one.is_locked()
+    with one.lock:
+        assert one.is_locked()
+        assert other.is_locked()
+        with pytest.raises(KeyError) as told, other.trylock:
+            pytest.fail("inside")
+        assert is_lock_busy(told.value)
+        with one.trylock, one.lock:
+            pass  # by the same one, it may be taken again
+        assert other.is_locked()
+    assert not other.is_locked()
+    with other.trylock:
+        assert one.is_locked()
+
+
+@pytest.mark.parametrize(
+    ("timeout", "patience"),
+    [
+        (0.0, 0.001),
+        (0.001, 0.001),
+        (0.009, 0.001),
+        (0.01, 0.01),
+        (0.049, 0.01),
+        (0.05, 0.05),
+        (SLICE_S, SLICE_S),
+        (100.0, SLICE_S),
+    ],
+)
+def test_the_lock_is_waited_for_no_longer_than_that(
+    address: Address, timeout: float, patience: float
+) -> None:
+    runtime = SharedRuntime(address)
+    assert PATIENCE[-1] == SLICE_S
+    assert runtime.lock_within(timeout) is runtime._guards[PATIENCE.index(patience)]
+    assert runtime.lock_within(timeout) is (
+        runtime.lock if timeout >= SLICE_S else runtime.lock_within(timeout)
+    )
+
+
+@pytest.mark.parametrize("patience", PATIENCE)
+def test_a_busy_lock_is_given_up(address: Address, patience: float) -> None:
+    one, other = SharedRuntime(address), SharedRuntime(address)
+    with one.lock:
+        with pytest.raises(KeyError) as told, other.lock_within(patience):
+            pytest.fail("inside")
+        assert is_lock_busy(told.value)
+    with other.lock_within(patience):
+        assert one.is_locked()
+
+
+def test_letting_go_what_one_has_not_changes_nothing(address: Address) -> None:
+    """As where an interrupt comes between a `with` and its block."""
+    one, other = SharedRuntime(address), SharedRuntime(address)
+    with one.lock:
+        with pytest.raises(AssertionError):
+            other._lock.__exit__(None, None, None)
+        assert one.is_locked()
+
+
+def test_the_lock_can_be_let_go_for_a_dead_holder(address: Address) -> None:
+    one, other = SharedRuntime(address), SharedRuntime(address)
+    one._lock.acquire()
+    other.unlock()
+    assert not one.is_locked()
+    with other.trylock:
+        pass
+    with pytest.raises(ValueError, match="too many"):
+        other.unlock()  # it is free: there are never two of it
+    assert not one.is_locked()
+
+
+def forked(processes: Processes, act: Callable[[], object]) -> int:
+    """Run *act* in a forked child; returns its exit status, which is 7 if that raised."""
+
+    def run() -> NoReturn:
+        status = 7
+        try:
+            act()
+            status = 0
+        finally:
+            os._exit(status)
+
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)
+        run()
+    processes.watch(pid)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@FORKS
+def test_a_child_forked_while_the_lock_was_held_does_not_think_that_it_has_it(
+    address: Address, processes: Processes
+) -> None:
+    runtime = SharedRuntime(address)
+
+    def child() -> None:
+        runtime.after_fork_in_child()
+        try:
+            with runtime.trylock:
+                raise AssertionError("inside")
+        except KeyError as error:
+            assert is_lock_busy(error)
+
+    with runtime.lock:
+        assert forked(processes, child) == 0
+    assert not runtime.is_locked()
+
+
+@FORKS
+def test_it_survives_a_fork(address: Address, processes: Processes) -> None:
+    runtime = SharedRuntime(address)
+
+    def child() -> None:
+        runtime.after_fork_in_child()
+        with runtime.lock:
+            runtime.head[9] += 1
+            runtime.items.announce()
+            runtime.items.notify()
+
+    assert forked(processes, child) == 0
+    assert runtime.head[9] == 1
+    assert runtime.items.sleep(0), "the child's token"
+
+
+# Conditions
+
+
+def test_each_condition_has_its_cell_and_its_semaphore(address: Address) -> None:
+    one, other = SharedRuntime(address), SharedRuntime(address)
+    one.items.announce()
+    one.room.announce()
+    one.room.announce()
+    one.end.announce()
+    assert [other.head[cell] for cell in (WAIT_ITEM, WAIT_ROOM, WAIT_END)] == [1, 2, 1]
+    other.room.notify_all()
+    other.end.notify_all()
+    assert not one.items.sleep(0)
+    assert one.room.sleep(0)
+    assert other.room.sleep(0)
+    assert not one.room.sleep(0)
+    assert other.end.sleep(0)
+
+
+def test_a_sleeper_is_woken_across(address: Address) -> None:
+    one, other = SharedRuntime(address), SharedRuntime(address)
+    woken = threading.Event()
+    one.items.announce()
+
+    def sleep() -> None:
+        while not one.items.sleep(10):
+            pass
+        woken.set()
+
+    sleeper = threading.Thread(target=sleep)
+    sleeper.start()
+    other.items.notify()
+    assert woken.wait(20)
+    sleeper.join()
+
+
+def test_the_clock_is_the_same_everywhere(address: Address) -> None:
+    one, other = SharedRuntime(address), SharedRuntime(address)
+    moments = [one.now(), other.now(), one.now()]
+    assert moments == sorted(moments)
+
+
+# Errors
+
+
+@pytest.fixture
+def head() -> list[int]:
+    return [0] * HEAD_SIZE
+
+
+def caught(error: BaseException) -> BaseException:
+    """*error* with a traceback, as one that was raised."""
+    try:
+        raise error
+    except BaseException as raised:
+        return raised
+
+
+def test_no_errors_yet(tmp_path: Path, head: list[int]) -> None:
+    errors = SharedErrors(str(tmp_path), head)
+    assert (errors.count(), errors.failures(), errors.reason()) == (0, (), None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failures_come_in_their_order(tmp_path: Path, head: list[int]) -> None:
+    one, other = SharedErrors(str(tmp_path), head), SharedErrors(str(tmp_path), head)
+    for n in range(5):
+        errors = (one, other)[n % 2]
+        errors.add_failure(errors.pack(ValueError(n, "x" * 1000 * n)))
+        assert one.count() == other.count() == n + 1
+    assert [error.args[0] for error in one.failures()] == list(range(5))
+    assert {type(error) for error in other.failures()} == {ValueError}
+    assert head[ERRORS] == (tmp_path / "errors").stat().st_size
+
+
+def test_a_failure_brings_its_traceback(tmp_path: Path, head: list[int]) -> None:
+    errors = SharedErrors(str(tmp_path), head)
+    errors.add_failure(errors.pack(caught(KeyError("far away"))))
+    (error,) = errors.failures()
+    assert isinstance(error, KeyError)
+    assert isinstance(error.__cause__, RemoteTraceback)
+    assert "in caught" in str(error.__cause__)
+
+
+def test_a_failure_that_was_not_finished_does_not_count(tmp_path: Path, head: list[int]) -> None:
+    errors = SharedErrors(str(tmp_path), head)
+    errors.add_failure(errors.pack(ValueError(1)))
+    valid = head[ERRORS]
+    errors.add_failure(errors.pack(ValueError("killed before the store, and longer")))
+    head[ERRORS] = valid
+    assert [error.args for error in errors.failures()] == [(1,)]
+    assert errors.count() == 1
+    errors.add_failure(errors.pack(ValueError(2)))
+    assert [error.args for error in errors.failures()] == [(1,), (2,)]
+
+
+def test_the_reason(tmp_path: Path, head: list[int]) -> None:
+    one, other = SharedErrors(str(tmp_path), head), SharedErrors(str(tmp_path), head)
+    one.set_reason(one.pack(OSError(5, "why")))
+    reason = other.reason()
+    assert isinstance(reason, OSError)
+    assert reason.args == (5, "why")
+    other.set_reason(other.pack(ValueError("again")))
+    assert isinstance(one.reason(), ValueError)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["reason"]
+    assert one.count() == 0
+
+
+def test_files_are_private_and_links_not_followed(tmp_path: Path, head: list[int]) -> None:
+    errors = SharedErrors(str(tmp_path), head)
+    errors.add_failure(errors.pack(ValueError()))
+    errors.set_reason(errors.pack(ValueError()))
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o600}
+    (tmp_path / "link").symlink_to(tmp_path / "errors")
+    with pytest.raises(OSError, match="symbolic links"):
+        private(str(tmp_path / "link"), os.O_RDWR)
+    fd = private(str(tmp_path / "errors"), os.O_RDWR)
+    assert not os.get_inheritable(fd)
+    os.close(fd)
