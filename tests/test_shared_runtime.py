@@ -185,11 +185,9 @@ def test_a_child_forked_while_the_lock_was_held_does_not_think_that_it_has_it(
 
     def child() -> None:
         runtime.after_fork_in_child()
-        try:
-            with runtime.trylock:
-                raise AssertionError("inside")
-        except KeyError as error:
-            assert is_lock_busy(error)
+        with pytest.raises(KeyError) as told, runtime.trylock:
+            pytest.fail("inside")
+        assert is_lock_busy(told.value)
 
     with runtime.lock:
         assert forked(processes, child) == 0

@@ -118,6 +118,7 @@ class Core:
     loads: Callable[[Any], Any] | None = None
     spins = 0
     """How often a busy lock is tried again at once before the caller sleeps for it."""
+    _is_finalizing = staticmethod(sys.is_finalizing)
     append_now: Callable[[Any], object] | None = None
     """For an atomic channel: a C function that appends an item."""
     size_now: Callable[[], int] | None = None
@@ -271,8 +272,8 @@ class Core:
         It only appends; the next one to hold the lock does the rest, which is this call where the
         lock is free, and a sleeper after its slice at the latest.
         """
-        if sys is None or sys.is_finalizing():  # pyright: ignore[reportUnnecessaryComparison]
-            return  # the exit hooks have done what is to be done
+        if self._is_finalizing():
+            return  # the exit hooks have done what is to be done, and modules are half gone
         self._dropped.append((slot, number))
         try:
             with self.runtime.trylock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 from types import TracebackType
-from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, cast
 
 from iterable_queue import _cells as cells_
 from iterable_queue import _errors
@@ -30,6 +30,7 @@ from iterable_queue._protocols import (
 )
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 class IterableQueue(Generic[T]):
@@ -97,7 +98,7 @@ class IterableQueue(Generic[T]):
         return self
 
     @classmethod
-    def over(cls, queue: SupportsPutGet[T]) -> Self:
+    def over(cls, queue: SupportsPutGet[U]) -> IterableQueue[U]:
         """The same for threads over a queue that the caller brings: a `PriorityQueue`, say.
 
         Its order is the order of items, its `maxsize` (if it has one) that of the result, and what
@@ -107,10 +108,9 @@ class IterableQueue(Generic[T]):
             if not callable(getattr(queue, name, None)):
                 raise TypeError(f"queue must have put() and get(), and {queue!r} has no {name}()")
         maxsize = getattr(queue, "maxsize", 0)
-        self = cls.__new__(cls)
-        self.begin(
-            thread_core(queue, max(maxsize, 0) if isinstance(maxsize, int) else 0), maker=True
-        )
+        core = thread_core(queue, max(maxsize, 0) if isinstance(maxsize, int) else 0)
+        self = cast("IterableQueue[U]", cls.__new__(cls))
+        self.begin(core, maker=True)
         return self
 
     # -- endpoints -------------------------------------------------------------------------------
@@ -260,4 +260,6 @@ class IterableQueue(Generic[T]):
 
 def new_handle() -> IterableQueue[Any]:
     """A queue to be begun with another one's core: one that was unpickled."""
-    return IterableQueue.__new__(IterableQueue)
+    kind = cast("Any", IterableQueue)
+    handle: IterableQueue[Any] = kind.__new__(kind)
+    return handle

@@ -1,0 +1,277 @@
+"""What a fork does to the queues of a process: each is told before and after it, on both sides."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import weakref
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from iterable_queue import Consumer, EndpointElsewhere, IterableQueue, Producer, _forks
+from iterable_queue._errors import ChannelBroken
+from tests.conftest import FORKS, Processes
+
+FORK = multiprocessing.get_context("fork")
+
+
+def run_python(code: str) -> str:
+    """What a new interpreter prints that runs *code*."""
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+class Told:
+    """As much of a core as a fork has to do with: writes down what it is told."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.log: list[object] = []
+        self.error = error
+
+    def before_fork(self, arguments: tuple[object, ...]) -> None:
+        self.log.append(arguments)
+        if self.error is not None:
+            raise self.error
+
+    def after_fork_in_parent(self) -> None:
+        self.log.append("parent")
+
+    def after_fork_in_child(self) -> None:
+        self.log.append("child")
+
+    def leave(self, how: str, cause: BaseException | None = None) -> None:
+        """Children of multiprocessing leave all queues at their end."""
+
+
+def track(told: Told) -> Told:
+    core: Any = told
+    _forks.track(core)
+    return told
+
+
+def fork_and_tell(processes: Processes, told: Told) -> list[object]:
+    """Fork, and return what the child was told, as text."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)
+        os.write(writer, repr(told.log).encode())
+        os._exit(0)
+    processes.watch(pid)
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        text = file.read()
+    os.waitpid(pid, 0)
+    found: list[object] = eval(text)
+    return found
+
+
+# Hooks
+
+
+def test_importing_hooks_nothing() -> None:
+    code = """
+import os
+calls = []
+def register(**hooks):
+    if any(hook.__module__.startswith("iterable_queue") for hook in hooks.values()):
+        calls.append(sorted(hooks))
+os.register_at_fork = register
+import iterable_queue, iterable_queue._forks, iterable_queue._endpoints, iterable_queue._queue
+print(calls)
+for _ in range(3):
+    iterable_queue.IterableQueue.threaded()
+    iterable_queue.IterableQueue()
+print(calls)
+"""
+    assert run_python(code).splitlines() == [
+        "[]",
+        "[['after_in_child', 'after_in_parent', 'before']]",
+    ]
+
+
+def test_a_system_without_forks() -> None:
+    code = """
+import os
+del os.register_at_fork
+from iterable_queue import IterableQueue
+iq = IterableQueue.threaded()
+iq.close()
+print(list(iq.get_consumer()))
+"""
+    assert run_python(code) == "[]\n"
+
+
+@FORKS
+def test_each_queue_is_told_of_each_fork(processes: Processes) -> None:
+    told = [track(Told()) for _ in range(3)]
+    assert fork_and_tell(processes, told[2]) == [(), "child"]
+    assert [each.log for each in told] == [[(), "parent"]] * 3
+    assert fork_and_tell(processes, told[0]) == [(), "parent", (), "child"]
+
+
+@FORKS
+@pytest.mark.parametrize("error", [ChannelBroken("broken"), EndpointElsewhere("elsewhere")])
+def test_a_broken_queue_does_not_keep_a_process_from_forking(
+    error: Exception, processes: Processes
+) -> None:
+    broken, whole = track(Told(error)), track(Told())
+    assert fork_and_tell(processes, whole) == [(), "child"]
+    assert broken.log == whole.log == [(), "parent"]
+
+
+def test_a_queue_that_is_gone_is_told_nothing() -> None:
+    told: Any = Told()
+    _forks.track(told)
+    assert told in _forks.tracked()
+    before = len(_forks.tracked())
+    gone = weakref.ref(told)
+    del told
+    gc.collect()
+    assert gone() is None
+    assert len(_forks.tracked()) < before
+
+
+# Arguments
+
+
+def launch(process_obj: Any) -> tuple[object, ...]:
+    """Where multiprocessing forks, there is a call of `_launch(process_obj)` on the stack."""
+
+    def _launch(process_obj: Any) -> tuple[object, ...]:
+        return _forks._arguments_of_child()
+
+    return _launch(process_obj)
+
+
+def test_the_arguments_of_the_child() -> None:
+    one, two, three = object(), object(), object()
+    process = FORK.Process(target=print, args=(one, [two]), kwargs={"key": three})
+    assert launch(process) == (one, [two], three)
+    assert launch(FORK.Process(target=print)) == ()
+    assert launch(object()) == ()
+    assert _forks._arguments_of_child() == ()
+
+
+def test_the_launching_frame() -> None:
+    def _launch(process_obj: object) -> FrameType | None:
+        def deeper() -> FrameType | None:
+            return _forks.launching_frame()
+
+        return deeper()
+
+    frame = _launch("what is started")
+    assert frame is not None
+    assert frame.f_locals["process_obj"] == "what is started"
+    assert _forks.launching_frame() is None
+
+
+def test_somebody_elses_launch_is_none() -> None:
+    def _launch(rocket: object) -> FrameType | None:
+        return _forks.launching_frame()
+
+    assert _launch("rocket") is None
+
+
+@FORKS
+def test_multiprocessing_forks_with_its_arguments(processes: Processes) -> None:
+    told, marker = track(Told()), object()
+    processes.start(FORK.Process(target=id, args=(marker,)))
+    assert processes.join() == [0]
+    assert told.log == [(marker,), "parent"]
+
+
+# Queues of threads
+
+
+@FORKS
+def test_a_threads_queue_stays_with_the_parent(processes: Processes) -> None:
+    queue = IterableQueue[int].threaded()
+    out, source = queue.get_producer(), queue.get_consumer()
+    out.put(1)
+    log = list[str]()
+
+    def use() -> None:
+        calls = (lambda: out.put(2), source.get, queue.get_producer, out.close, queue.close)
+        for call in calls:
+            try:
+                call()
+            except EndpointElsewhere as error:
+                log.append(
+                    (f"for the threads of process {os.getppid()}" in str(error) and "told") or ""
+                )
+
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)
+        use()
+        os.write(writer, repr(log).encode())
+        os._exit(0)
+    processes.watch(pid)
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        assert eval(file.read()) == ["told"] * 5
+    os.waitpid(pid, 0)
+    assert source.get() == 1
+    out.close()
+    queue.close()
+    assert list(source) == []
+
+
+# Queues of processes
+
+
+def put_one(out: Producer[int]) -> None:
+    with out:
+        out.put(1)
+
+
+def get_all(source: Consumer[int]) -> None:
+    assert list(source) == [1]
+
+
+@FORKS
+def test_a_child_has_what_it_was_started_with_before_it_runs(processes: Processes) -> None:
+    queue = IterableQueue[int]()
+    out, source = queue.get_producer(), queue.get_consumer()
+    processes.start(FORK.Process(target=put_one, args=(out,)))
+    with pytest.raises(EndpointElsewhere):
+        out.put(2)
+    queue.close()
+    assert list(source) == [1]
+    assert processes.join() == [0]
+
+
+@FORKS
+def test_descriptors_do_not_add_up(processes: Processes) -> None:
+    """However often a process forks and whatever it hands on."""
+    queue = IterableQueue[int]()
+    keeper = queue.get_producer()
+    kept = None
+    for n in range(6):
+        out, source = queue.get_producer(), queue.get_consumer()
+        adrift = queue.get_producer()
+        processes.start(FORK.Process(target=put_one, args=(out,)))
+        processes.start(FORK.Process(target=int))
+        assert set(processes.join()) == {0}
+        adrift.close()
+        source.close()
+        del out, source, adrift
+        gc.collect()
+        count = len(os.listdir("/proc/self/fd"))
+        if n == 2:
+            kept = count
+    assert kept is not None
+    # Each process object that is referred to has two descriptors of its own.
+    assert len(os.listdir("/proc/self/fd")) - kept == 3 * 2 * 2
+    keeper.close()
