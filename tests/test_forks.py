@@ -33,14 +33,14 @@ def run_python(code: str) -> str:
 class Told:
     """As much of a core as a fork has to do with: writes down what it is told."""
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: type[Exception] | None = None) -> None:
         self.log: list[object] = []
         self.error = error
 
     def before_fork(self, arguments: tuple[object, ...]) -> None:
         self.log.append(arguments)
         if self.error is not None:
-            raise self.error
+            raise self.error("told")
 
     def after_fork_in_parent(self) -> None:
         self.log.append("parent")
@@ -120,9 +120,9 @@ def test_each_queue_is_told_of_each_fork(processes: Processes) -> None:
 
 
 @FORKS
-@pytest.mark.parametrize("error", [ChannelBroken("broken"), EndpointElsewhere("elsewhere")])
+@pytest.mark.parametrize("error", [ChannelBroken, EndpointElsewhere])
 def test_a_broken_queue_does_not_keep_a_process_from_forking(
-    error: Exception, processes: Processes
+    error: type[Exception], processes: Processes
 ) -> None:
     broken, whole = track(Told(error)), track(Told())
     assert fork_and_tell(processes, whole) == [(), "child"]

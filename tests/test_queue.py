@@ -49,7 +49,7 @@ Make = Callable[..., IterableQueue[Any]]
 
 
 def make_over(maxsize: int = 0) -> IterableQueue[Any]:
-    return IterableQueue[Any].over(queue.Queue(maxsize))
+    return IterableQueue.over(queue.Queue[Any](maxsize))
 
 
 MAKERS: dict[str, Make] = {
@@ -147,21 +147,21 @@ def test_the_oldest_item_comes_first_whoever_put_it(iq: IterableQueue[Any]) -> N
 
 
 def test_a_priority_queue_underneath_gives_the_order() -> None:
-    iq = IterableQueue[tuple[int, str]].over(queue.PriorityQueue())
+    iq = IterableQueue.over(queue.PriorityQueue[tuple[int, str]]())
     with iq, iq.get_producer() as out:
         out.put_many([(2, "two"), (1, "one"), (3, "three")])
     assert list(iq.get_consumer()) == [(1, "one"), (2, "two"), (3, "three")]
 
 
 def test_a_lifo_queue_underneath_gives_the_order() -> None:
-    iq = IterableQueue[int].over(queue.LifoQueue())
+    iq = IterableQueue.over(queue.LifoQueue[int]())
     with iq, iq.get_producer() as out:
         out.put_many([1, 2, 3])
     assert list(iq.get_consumer()) == [3, 2, 1]
 
 
 def test_an_item_that_a_heap_can_not_compare_is_not_put() -> None:
-    iq = IterableQueue[Any].over(queue.PriorityQueue())
+    iq = IterableQueue.over(queue.PriorityQueue[Any]())
     out, source = iq.get_producer(), iq.get_consumer()
     out.put(1)
     with pytest.raises(TypeError, match="not supported between"):
@@ -187,7 +187,7 @@ class Stack:
 
 
 def test_a_queue_of_ones_own_underneath() -> None:
-    iq = IterableQueue[int].over(Stack())
+    iq = IterableQueue.over(Stack())
     with iq, iq.get_producer() as out:
         out.put_many([1, 2, 3])
         assert iq.qsize() == 3
@@ -199,7 +199,7 @@ def test_a_queue_of_ones_own_underneath() -> None:
 def test_a_queue_of_ones_own_keeps_its_maxsize() -> None:
     stack = Stack()
     setattr(stack, "maxsize", 1)  # noqa: B010 - checkers know that it has none
-    iq = IterableQueue[int].over(stack)
+    iq = IterableQueue.over(stack)
     out = iq.get_producer()
     out.put(1)
     with pytest.raises(Full):
@@ -211,7 +211,7 @@ def test_what_is_on_a_given_queue_counts_as_put(kind: type[queue.Queue[int]]) ->
     given = kind(3)
     given.put(1)
     given.put(2)
-    iq = IterableQueue[int].over(given)
+    iq = IterableQueue.over(given)
     assert (iq.qsize(), iq.statistics().put, iq.statistics().highest_queued) == (2, 2, 2)
     out = iq.get_producer()
     out.put(3)
@@ -236,7 +236,11 @@ def test_maxsize_must_be_an_int(call: Make, value: Any) -> None:
         call(maxsize=value)
 
 
-@pytest.mark.parametrize("value", ["ignore", "", None, True, ["raise"]], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    ["ignore", "", None, True, ["raise"]],
+    ids=repr,
+)
 def test_on_failure_must_be_one_of_two(value: Any) -> None:
     text = rf"^on_failure must be 'raise' or 'cancel', not {re.escape(repr(value))}$"
     with pytest.raises(ValueError, match=text):
@@ -251,38 +255,38 @@ def test_redeliver_must_be_a_bool(value: Any) -> None:
         IterableQueue[int](redeliver=value)
 
 
-NO_CONTEXTS: list[Any] = [
-    object(),
-    "spawn",
-    queue,
-    threading,  # its locks are not for processes
-    SimpleNamespace(RLock=None),
-    SimpleNamespace(RLock=object),
-]
+NO_CONTEXTS: dict[str, Any] = {
+    "object": object(),
+    "name": "spawn",
+    "other module": queue,
+    "threading": threading,  # its locks are not for processes
+    "no call": SimpleNamespace(RLock=None),
+    "no lock": SimpleNamespace(RLock=object),
+}
 
 
-@pytest.mark.parametrize("value", NO_CONTEXTS, ids=lambda value: repr(value)[:20])
+@pytest.mark.parametrize("value", NO_CONTEXTS.values(), ids=NO_CONTEXTS)
 def test_a_context_must_have_what_is_used_of_it(value: Any) -> None:
     with pytest.raises(TypeError, match=r"^context must have .*RLock\(\)") as caught:
         IterableQueue[int](context=value)
     assert repr(value) in str(caught.value)
 
 
-NO_QUEUES: list[Any] = [
-    object(),
-    None,
-    [],
-    queue,
-    SimpleNamespace(put=print),
-    SimpleNamespace(get=print),
-    SimpleNamespace(put=print, get=None),
-]
+NO_QUEUES: dict[str, Any] = {
+    "object": object(),
+    "None": None,
+    "list": [],
+    "module": queue,
+    "no get": SimpleNamespace(put=print),
+    "no put": SimpleNamespace(get=print),
+    "no call": SimpleNamespace(put=print, get=None),
+}
 
 
-@pytest.mark.parametrize("value", NO_QUEUES, ids=lambda value: repr(value)[:40])
+@pytest.mark.parametrize("value", NO_QUEUES.values(), ids=NO_QUEUES)
 def test_a_queue_underneath_must_have_what_is_used_of_it(value: Any) -> None:
     with pytest.raises(TypeError, match=r"^queue must have put\(\) and get\(\).* has no (put|get)"):
-        IterableQueue[int].over(value)
+        IterableQueue.over(value)
 
 
 def test_options_are_given_by_name() -> None:
@@ -722,7 +726,7 @@ def test_explain_names_the_line_that_made_the_queue() -> None:
     iq = IterableQueue[int].threaded()
     assert re.search(rf"the queue, made at \S*{line_after(line)},", iq.explain())
     line = sys._getframe().f_lineno
-    iq = IterableQueue[int].over(queue.Queue())
+    iq = IterableQueue.over(queue.Queue[int]())
     assert re.search(rf"the queue, made at \S*{line_after(line)},", iq.explain())
 
 
@@ -876,6 +880,26 @@ def test_items_become_visible_as_put_many_goes(iq: IterableQueue[Any]) -> None:
 
     out.put_many(items())
     assert seen == [0, 1, 2]
+
+
+class Observer:
+    """Looks at the queue while it is pickled."""
+
+    def __init__(self, look: Callable[[], int], seen: list[int]) -> None:
+        self._look = look
+        self._seen = seen
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._seen.append(self._look())
+        return int, ()
+
+
+def test_the_items_of_a_long_list_become_visible_before_its_end() -> None:
+    iq = IterableQueue[Any]()
+    seen: list[int] = []
+    iq.get_producer().put_many([Observer(iq.qsize, seen)] * 1000)
+    assert seen[0] == 0
+    assert seen[-1] > 800
 
 
 def test_put_many_stops_where_its_iterable_raises(iq: IterableQueue[Any]) -> None:
@@ -1198,6 +1222,17 @@ def test_the_last_consumer_of_a_closed_queue_abandons_what_is_left(iq: IterableQ
         with pytest.raises(ConsumersGone):
             call()
     assert iq.qsize() == 2
+
+
+def test_with_nothing_left_an_open_producer_is_enough_to_abandon(iq: IterableQueue[Any]) -> None:
+    out, source = iq.get_producer(), iq.get_consumer()
+    iq.close()
+    source.close()
+    assert iq.statistics().state == "abandoned"
+    with pytest.raises(ConsumersGone):
+        out.put(1)
+    out.close()
+    assert list(iq.get_consumer()) == []  # drained is not abandoned
 
 
 # clone

@@ -107,20 +107,22 @@ class Endpoint:
 
     # -- whose it is -----------------------------------------------------------------------------
 
-    def _use(self, deadline: float | None = None) -> None:
+    def _use(self, deadline: float | None = None, *, puts: bool = False) -> None:
         """Take the endpoint for this process and mark it as used; or raise why that can't be."""
-        self._check_open()
+        self._check_open(ProducerClosed if puts else None)
         core = self._core
         core.register()
         if not core.transact_until(deadline, self._use_locked):
             raise Empty if self.kind == CONSUMER else Full
 
-    def _check_open(self) -> None:
+    def _check_open(self, closed: type[Exception] | None = None) -> None:
         if self._lost is not None:
             raise self._lost
         self._core.check_here()
         if self._closed:
-            raise self.closed_error(f"{self!r} is closed; get another one from the queue")
+            raise (closed or self.closed_error)(
+                f"{self!r} is closed; get another one from the queue"
+            )
 
     def _use_locked(self) -> None:
         ledger = self._ledger
@@ -287,7 +289,7 @@ class _Putting(Endpoint, Generic[T]):
                 return
         deadline = None if block and timeout is None else deadline_of(block, timeout)
         if not self._ready:
-            self._use(deadline)
+            self._use(deadline, puts=True)
         payload = item if self._dumps is None else self._dumps(item)
         self._ledger.cells[self._stamp_at] = monotonic_ns()
         if deadline is None:
@@ -319,7 +321,7 @@ class _Putting(Endpoint, Generic[T]):
     def put_many(self, iterable: Iterable[T]) -> None:
         """Put each item of *iterable*; see `Producer.put_many`."""
         if not self._ready:
-            self._use()
+            self._use(puts=True)
         if type(iterable) not in PLAIN_SEQUENCES:
             # What is asked for the next item may block, so each is put before that.
             for item in iterable:

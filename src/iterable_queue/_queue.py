@@ -79,9 +79,9 @@ class IterableQueue(Generic[T]):
         core = make_shared_core(
             context, max(maxsize, 0), cancel=on_failure == "cancel", redeliver=redeliver
         )
-        self.begin(core, maker=True)
+        self._begin(core, maker=True)
 
-    def begin(self, core: Core, *, maker: bool, lost: Exception | None = None) -> None:
+    def _begin(self, core: Core, *, maker: bool, lost: Exception | None = None) -> None:
         self._core = core
         self._entered = 0
         self._maker = maker
@@ -94,7 +94,7 @@ class IterableQueue(Generic[T]):
         """A queue for threads of one process: no pickling, strictly first in, first out."""
         check_int(maxsize, "maxsize")
         self = cls.__new__(cls)
-        self.begin(thread_core(queue.SimpleQueue(), max(maxsize, 0)), maker=True)
+        self._begin(thread_core(queue.SimpleQueue(), max(maxsize, 0)), maker=True)
         return self
 
     @classmethod
@@ -104,13 +104,15 @@ class IterableQueue(Generic[T]):
         Its order is the order of items, its `maxsize` (if it has one) that of the result, and what
         is on it counts as put. From then on it belongs to the result: don't use it directly.
         """
+        if isinstance(queue, type):
+            raise TypeError(f"queue must be a queue, not the class {queue!r}")
         for name in ("put", "get"):
             if not callable(getattr(queue, name, None)):
                 raise TypeError(f"queue must have put() and get(), and {queue!r} has no {name}()")
         maxsize = getattr(queue, "maxsize", 0)
         core = thread_core(queue, max(maxsize, 0) if isinstance(maxsize, int) else 0)
         self = cast("IterableQueue[U]", cls.__new__(cls))
-        self.begin(core, maker=True)
+        self._begin(core, maker=True)
         return self
 
     # -- endpoints -------------------------------------------------------------------------------
@@ -258,8 +260,9 @@ class IterableQueue(Generic[T]):
             core.drop(core.queue_slot, 0)
 
 
-def new_handle() -> IterableQueue[Any]:
-    """A queue to be begun with another one's core: one that was unpickled."""
+def new_handle(core: Core, lost: Exception | None) -> IterableQueue[Any]:
+    """A queue that was unpickled; *lost* says why it can't be used here, if so."""
     kind = cast("Any", IterableQueue)
     handle: IterableQueue[Any] = kind.__new__(kind)
+    handle._begin(core, maker=False, lost=lost)  # pyright: ignore[reportPrivateUsage]
     return handle

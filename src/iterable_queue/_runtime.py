@@ -72,8 +72,12 @@ class Semaphore(Protocol):
 
 
 def is_lock_busy(error: KeyError) -> bool:
-    """Whether *error* says that a lock could not be had within a slice."""
-    return error.args == (False,)
+    """Whether *error* says that a lock could not be had within a slice.
+
+    It comes from `with` itself then, and from no code that ran inside.
+    """
+    trace = error.__traceback__
+    return error.args == (False,) and trace is not None and trace.tb_next is None
 
 
 class Condition:

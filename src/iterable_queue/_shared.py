@@ -693,9 +693,7 @@ def attach(
         )
         core = thread_core(SimpleQueue(), 0)  # a stand-in: calls raise *lost* before using it
     if kind == QUEUE:
-        handle = new_handle()
-        handle.begin(core, maker=False, lost=lost)
-        return handle
+        return new_handle(core, lost)
     classes: dict[int, type[Endpoint]] = {
         PRODUCER: ProducerEndpoint,
         CONSUMER: ConsumerEndpoint,
