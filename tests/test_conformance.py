@@ -93,12 +93,8 @@ def test_a_queue_for_processes_between_threads(name: str) -> None:
 CONTEXTS = (
     # The standard library's crossed, as a queue need not be of its processes' start method.
     pytest.param("multiprocessing", "fork", "spawn"),
-    pytest.param("multiprocessing", "spawn", "forkserver"),
-    pytest.param("multiprocessing", "forkserver", "fork", marks=FORKS),
     pytest.param("multiprocess", "fork", "fork", marks=FORKS),
-    pytest.param("multiprocess", "spawn", "spawn"),
     pytest.param("billiard", "fork", "fork", marks=FORKS),
-    pytest.param("billiard", "forkserver", "forkserver"),
 )
 
 

@@ -827,7 +827,7 @@ def test_one_that_can_not_be_reached_says_why_in_each_call(kind: str) -> None:
 
 def test_an_endpoint_that_was_not_made_whole_goes_quietly() -> None:
     """As where its constructor was interrupted."""
-    thing = Endpoint.__new__(ProducerEndpoint)
+    thing: Endpoint = Endpoint.__new__(cast("type[Endpoint]", ProducerEndpoint))
     thing.__del__()
 
 

@@ -152,6 +152,8 @@ def _survive(queue: IterableQueue[int], others: Consumer[int], child: int, scrip
                 queue.join(SURVIVE_S)
             except (ProducerFailed, ItemsLost, Done):
                 pass
+            while lives(child) and time.monotonic() < deadline:
+                time.sleep(0.001)
             stats = queue.statistics()
             if (
                 stats.queued

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
@@ -150,12 +151,15 @@ def _sweep(semlock: type[SemLock]) -> None:
 def _is_left(path: str) -> bool:
     """Whether nobody lives who takes part in the queue in *path*, or is just making it."""
     try:
-        if os.lstat(path).st_uid != os.geteuid():
+        status = os.lstat(path)
+        if status.st_uid != os.geteuid() or not stat.S_ISDIR(status.st_mode):
             return False
         names = os.listdir(path)
     except OSError:
         return False  # somebody else is removing it
-    if not any(name.startswith("p") for name in names):
+    # A name with a dot is of a lock that is being made.
+    locks = [name for name in names if name[0] in "pl" and "." not in name]
+    if not any(name.startswith("p") for name in locks):
         try:
             os.kill(int(path.split("-")[-2]), 0)
         except ProcessLookupError:
@@ -163,4 +167,4 @@ def _is_left(path: str) -> bool:
         except (OSError, ValueError):
             pass
         return False
-    return not any(is_held(f"{path}/{name}") for name in names if name[0] in "pl")
+    return not any(is_held(f"{path}/{name}") for name in locks)

@@ -252,7 +252,7 @@ class Ledger:
             raise self._nested()
         head[HOLDER] = self.me
         try:
-            if head[STATE] > ABANDONED:
+            if head[STATE] & (CANCELLED | BROKEN):
                 raise self.refusal()
             if hand.pull is not None:
                 return self._take_lean(slot * SLOT_SIZE, hand, limit)
@@ -274,6 +274,8 @@ class Ledger:
             base = slot * SLOT_SIZE
             worker = cells[base + KIND] == WORKER
             held = hand.held
+            if self.lease is not None and held:
+                self.lease(slot, hand)  # so that these are the last, the first to be left out
             if held or cells[base + FLAGS] & UNASKED:
                 self._finish(base, hand, worker)
             while queued and len(pending) < limit:

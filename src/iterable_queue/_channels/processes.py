@@ -106,18 +106,20 @@ class SpoolChannel:
             head[HEAD + (head[TAKEN] & 1)] = number << OFFSET_BITS
         segment = self._writing
         if segment is None or segment.number != number:
-            segment = self._writing = self._open(number)
+            segment = self._open(number)
         if offset + needs > segment.size:
             if offset < segment.size:
                 segment.cells[offset >> 3] = END
             number += 1
-            segment = self._writing = self._create(number, needs)
+            segment = self._create(number, needs)
             offset = 0
         segment.cells[offset >> 3] = length
         segment.cells[(offset >> 3) + 1] = producer
         segment.raw[offset + RECORD_HEADER : offset + RECORD_HEADER + length] = payload
         head[TAIL + (appended + 1 & 1)] = number << OFFSET_BITS | offset + needs
         head[APPENDED] = appended + 1
+        # Not before: until then, the file of that name may still be replaced by another process.
+        self._writing = segment
 
     def peek(self) -> Any:
         head = self._head
