@@ -177,7 +177,17 @@ def _helpers() -> set[int]:
             ("semaphore_tracker", "_semaphore_tracker", "_semaphore_tracker_pid"),
         )
     }
-    return {pid for pid in found if isinstance(pid, int)}
+    # billiard keeps the pids of its helpers to itself.
+    billiards = {pid for pid in _descendants() if _is_helper_of_billiard(pid)}
+    return billiards | {pid for pid in found if isinstance(pid, int)}
+
+
+def _is_helper_of_billiard(pid: int) -> bool:
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # gone
+        return False
+    return b"billiard.semaphore_tracker" in command or b"billiard.forkserver" in command
 
 
 def _threads() -> set[threading.Thread]:

@@ -21,6 +21,7 @@ from iterable_queue import (
     ConsumerClosed,
     Done,
     Empty,
+    EndpointElsewhere,
     Full,
     ItemError,
     IterableQueue,
@@ -258,6 +259,90 @@ def test_a_get_that_is_interrupted_inside_the_queue_underneath() -> None:
             source.get()
     assert [source.get(), source.get_many(5)] == [1, [2, 3]]
     assert queue.statistics().taken == 3
+
+
+class Refusing:
+    """A queue of one's own whose calls raise."""
+
+    def __init__(self, error: KeyError) -> None:
+        self.error = error
+        self.items = list[Any]()
+
+    def put(self, item: Any, /) -> None:
+        if item == "refused":
+            raise self.error
+        self.items.append(item)
+
+    def get(self, block: bool = True, /) -> Any:
+        if self.items[0] == "kept":
+            raise self.error
+        return self.items.pop(0)
+
+
+@pytest.mark.parametrize("key", ["mine", False])
+def test_a_key_error_of_the_queue_underneath_comes_through(key: object) -> None:
+    """It is not taken for that by which a lock says that it is busy."""
+    queue = IterableQueue[Any].over(Refusing(KeyError(key)))
+    out, source = queue.get_producer(), queue.get_consumer()
+    with out:
+        calls: tuple[Callable[[], object], ...] = (
+            lambda: out.put("refused"),
+            lambda: out.put("refused", timeout=1),
+            lambda: out.put_many(["refused"]),
+        )
+        for call in calls:
+            with pytest.raises(KeyError) as told:
+                call()
+            assert told.value.args == (key,)
+        out.put("kept")
+        for call in (source.get, source.get_nowait, lambda: source.get(timeout=1)):
+            with pytest.raises(KeyError) as told:
+                call()
+            assert told.value.args == (key,)
+        assert queue.qsize() == 1
+
+
+# A busy lock
+
+
+@pytest.mark.parametrize("times", [1, 5, 40])
+def test_a_busy_lock_is_tried_again(make: Make, times: int) -> None:
+    """At once for a while, where that pays; then in slices."""
+    queue = make()
+    core = core_of(queue)
+    runtime: Any = core.runtime
+    lock, trylock, within = runtime.lock, runtime.trylock, runtime.lock_within
+    left = [0]
+    inner = threading.RLock()
+
+    def acquire() -> bool:
+        left[0] -= 1
+        return left[0] < 0 and inner.acquire()
+
+    busy = guard(acquire, inner.__exit__)
+
+    def lock_within(timeout_s: float) -> object:
+        return busy
+
+    runtime.lock = runtime.trylock = busy
+    runtime.lock_within = lock_within
+    try:
+        out, tree = queue.get_producer(), queue.get_worker()
+        calls: tuple[Callable[[], object], ...] = (
+            lambda: out.put(1),
+            tree.get,
+            lambda: tree.put(2),
+            lambda: out.put_many([3]),
+            lambda: tree.get_many(5),
+        )
+        for call in calls:
+            left[0] = times
+            call()
+            assert left[0] < 0 or core.ledger.channel.atomic
+        assert tree.qsize() == 0
+        assert core.ledger.taken() == 3
+    finally:
+        runtime.lock, runtime.trylock, runtime.lock_within = lock, trylock, within
 
 
 # A call inside a call
@@ -737,16 +822,19 @@ def test_after_close_each_call_says_so(make: Make, kind: str) -> None:
     thing = endpoint(queue, kind)
     thing.close()
     assert thing.closed
-    closed = ProducerClosed if kind == "producer" else ConsumerClosed
-    calls: list[Callable[[], object]] = [thing.qsize, thing.empty, thing.full, thing.clone]
-    calls += [thing.__enter__, thing.__reduce__]
+    look: list[Callable[[], object]] = [thing.qsize, thing.empty, thing.full, thing.clone]
+    look += [thing.__enter__, thing.__reduce__]
+    gets: list[Callable[[], object]] = []
+    puts: list[Callable[[], object]] = []
     if kind != "producer":
-        calls += [thing.get, thing.get_nowait, lambda: thing.get_many(1), lambda: next(thing)]
+        gets = [thing.get, thing.get_nowait, lambda: thing.get_many(1), lambda: next(thing)]
     if kind != "consumer":
-        calls += [lambda: thing.put(1), lambda: thing.put_nowait(1), lambda: thing.put_many([1])]
-    for call in calls:
-        with pytest.raises(closed, match=f"<{kind} 1 .closed.> is closed; get another one"):
-            call()
+        puts = [lambda: thing.put(1), lambda: thing.put_nowait(1), lambda: thing.put_many([1])]
+    others = ProducerClosed if kind == "producer" else ConsumerClosed
+    for closed, calls in ((ProducerClosed, puts), (ConsumerClosed, gets), (others, look)):
+        for call in calls:
+            with pytest.raises(closed, match=f"<{kind} 1 .closed.> is closed; get another one"):
+                call()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -797,6 +885,59 @@ def test_what_was_used_can_not_be_pickled(kind: str) -> None:
     thing = endpoint(IterableQueue[int](), kind)
     with thing, pytest.raises(TypeError, match=rf"<{kind} 1> has been used in .*clone\(\)"):
         pickle.dumps(thing)
+
+
+def put_in(queue: IterableQueue[Any], thing: Any, **fields: int) -> None:
+    """Store what other processes would have stored in the endpoint's slot."""
+    cells = core_of(queue).ledger.cells
+    for name, value in fields.items():
+        cells[thing.slot * cells_.SLOT_SIZE + getattr(cells_, name)] = value
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_another_process_each_call_says_whose_it_is(kind: str) -> None:
+    queue = IterableQueue[int]()
+    core = core_of(queue)
+    thing = endpoint(queue, kind)
+    other = core.transact(core.ledger.open_process, 4711, lambda slot: None)
+    situations: tuple[tuple[dict[str, int], str], ...] = (
+        ({"OWNER": other}, "belongs to process 4711;"),
+        ({"OWNER": other, "FLAGS": cells_.USED}, "belongs to process 4711;"),
+        ({"OWNER": 0, "FLAGS": 0, "MAKER": other}, "belongs to process 4711, which made it and"),
+        ({"KIND": cells_.FREE}, "belongs to another process, which has closed it or ended;"),
+    )
+    kept = core.ledger.view(thing.slot)
+    calls: tuple[Callable[[], object], ...] = (thing.qsize, thing.clone, thing.close)
+    remedy = f"Give every process one of its own, by get_{kind}() or clone()"
+    try:
+        for fields, text in situations:
+            put_in(queue, thing, **fields)
+            before = list(core.ledger.cells)
+            for call in calls:
+                with pytest.raises(EndpointElsewhere, match=text) as told:
+                    call()
+                assert remedy in str(told.value)
+            with pytest.raises(EndpointElsewhere):
+                pickle.dumps(thing)
+            assert list(core.ledger.cells) == before, "nothing was changed"
+        core.transact(core.ledger.cancel, None)
+        with pytest.raises(Cancelled):
+            thing.qsize()
+    finally:
+        put_in(queue, thing, KIND=kept.kind, OWNER=0, MAKER=1, FLAGS=0)
+        core.transact(core.ledger.release_process, other)
+
+
+def test_of_one_that_is_being_started_the_pid_is_not_known_yet() -> None:
+    queue = IterableQueue[int]()
+    core = core_of(queue)
+    thing: Any = queue.get_producer()
+    heir = core.transact(core.ledger.open_process, 0, lambda slot: None)
+    put_in(queue, thing, OWNER=heir)
+    with pytest.raises(EndpointElsewhere, match="belongs to a process that was started with it"):
+        thing.put(1)
+    put_in(queue, thing, OWNER=0)
+    core.transact(core.ledger.release_process, heir)
 
 
 class Lost(ChannelBroken):

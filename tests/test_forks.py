@@ -120,10 +120,11 @@ def test_each_queue_is_told_of_each_fork(processes: Processes) -> None:
 
 
 @FORKS
-@pytest.mark.parametrize("error", [ChannelBroken, EndpointElsewhere])
+@pytest.mark.parametrize("error", [ChannelBroken, EndpointElsewhere, OSError])
 def test_a_broken_queue_does_not_keep_a_process_from_forking(
     error: type[Exception], processes: Processes
 ) -> None:
+    """Nor the other queues from being told: OSError is of one that is out of descriptors, say."""
     broken, whole = track(Told(error)), track(Told())
     assert fork_and_tell(processes, whole) == [(), "child"]
     assert broken.log == whole.log == [(), "parent"]

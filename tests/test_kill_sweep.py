@@ -152,9 +152,10 @@ def _survive(queue: IterableQueue[int], others: Consumer[int], child: int, scrip
                 queue.join(SURVIVE_S)
             except (ProducerFailed, ItemsLost, Done):
                 pass
-            while lives(child) and time.monotonic() < deadline:
-                time.sleep(0.001)
             stats = queue.statistics()
+            while (lives(child) or stats.open_workers) and time.monotonic() < deadline:
+                time.sleep(0.001)
+                stats = queue.statistics()
             if (
                 stats.queued
                 or stats.open_producers + stats.open_consumers + stats.open_workers

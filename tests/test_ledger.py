@@ -298,14 +298,38 @@ def test_a_nested_call_is_refused(desk: Desk, inside: str) -> None:
     calls[inside]()
 
 
-def test_a_transition_sees_slots_that_others_added(desk: Desk) -> None:
+def test_a_transition_sees_slots_that_others_added(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = Ledger(desk.runtime, desk.channel)
     other.me = 1
+    few = list(other.cells[: 2 * SLOT_SIZE])
     for _ in range(50):
         desk.open(PRODUCER)
-    other.cells = list(other.cells[: 2 * SLOT_SIZE])  # as it was mapped when there were few
-    assert other.transact(other.is_open, 40, 38)
-    assert len(other.cells) >= 52 * SLOT_SIZE
+    asked = list[int]()
+    cells = desk.runtime.cells
+
+    def watched(count: int) -> Cells:
+        asked.append(count)
+        return cells(count)
+
+    monkeypatch.setattr(desk.runtime, "cells", watched)
+    other.cells = few  # as it was mapped when there were no more
+    assert [view.slot for view in other.views()] == [1], "what is not mapped is not seen"
+    assert other.transact(other.is_open, 52, 50)
+    assert asked == [53 * SLOT_SIZE]
+    other.cells = list(other.cells[: 53 * SLOT_SIZE])
+    assert other.transact(other.is_open, 52, 50)
+    assert len(asked) == 1, "it has all that there are"
+
+
+def test_another_process_knows_the_size() -> None:
+    desk = Desk(maxsize=1)
+    out = desk.open(PRODUCER)
+    desk.ledger = Ledger(desk.runtime, desk.channel)
+    desk.ledger.me = 1
+    assert out.put(1)
+    assert not out.put(2)
 
 
 # Endpoints
@@ -326,8 +350,8 @@ def test_what_is_on_the_channel_already_counts_as_put() -> None:
     queue.put(1)
     queue.put(2)
     desk = Desk(lambda head: ThreadChannel(head, queue))
-    assert desk.ledger.put_in_all() == (2, 2)
     assert desk.head[HIGHEST] == 2
+    assert desk.ledger.put_in_all() == (2, 2)
 
 
 @pytest.mark.parametrize("kind", ENDPOINTS)
@@ -530,6 +554,22 @@ def test_a_process_has_a_slot(desk: Desk) -> None:
     view = desk.ledger.view(slot)
     assert (view.kind, view.number, view.maker, view.text) == (PROCESS, 4711, 1, "")
     assert 0 < view.stamp <= desk.runtime.now()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_process_that_can_not_be_locked_takes_no_slot(desk: Desk, again: bool) -> None:
+    """Neither a new one nor one that was free."""
+
+    def refuse(slot: int) -> None:
+        raise OSError("no descriptors")
+
+    if again:
+        desk.open(PRODUCER).close()
+    for _ in range(3):
+        with pytest.raises(OSError, match="no descriptors"):
+            desk.ledger.open_process(4711, refuse)
+    check_slots(desk.ledger)
+    assert desk.open(PRODUCER).slot == 3
 
 
 def test_a_process_goes(desk: Desk) -> None:
@@ -941,7 +981,7 @@ def test_without_redelivery_what_is_in_hand_is_not_waited_for_by_consumers(desk:
 
 
 def test_what_is_in_hand_is_written_down() -> None:
-    """Before it counts as taken, and again when it is finished with nothing to follow."""
+    """Before it counts as taken; before it is finished, and again with nothing to follow."""
     desk = Desk(redeliver=True)
     out, source = desk.open(PRODUCER), desk.open(CONSUMER)
     written = list[tuple[list[Any], int]]()
@@ -956,13 +996,13 @@ def test_what_is_in_hand_is_written_down() -> None:
     source.get()
     assert written == [([0], 0)]
     source.get()
-    assert written[1:] == [([1], 1)]
+    assert written[1:] == [([0], 1), ([1], 1)]
     source.get(2)
-    assert written[2:] == [([2], 2), ([2, 3], 3)]
+    assert written[3:] == [([1], 2), ([2], 2), ([2, 3], 3)]
     source.get()
-    assert written[4:] == [([], 4)]
+    assert written[6:] == [([2, 3], 4), ([], 4)]
     source.get()
-    assert len(written) == 5, "nothing was in hand, nothing is"
+    assert len(written) == 8, "nothing was in hand, nothing is"
 
 
 # The end

@@ -464,25 +464,6 @@ def test_opening_never_raises(stage: Stage, tmp_path: Path) -> None:
         puppet.run(actors.on_opened, actors.put, 1)
 
 
-def test_opening_does_not_raise_on_a_broken_queue(stage: Stage, tmp_path: Path) -> None:
-    iq, inside = stage.queue(), tmp_path / "inside"
-    things = [iq.get_producer(), iq.get_producer(), iq]
-    data, other, queue = (pickle.dumps(thing) for thing in things)
-    early, late = stage.cast(None), stage.cast(None)
-    early.run(actors.open_pickle, queue)  # takes part before
-    lost = stage.cast(iq.get_consumer())
-    lost.begin(actors.stay_inside, inside)
-    wait_until(inside.exists, "the process is inside the lock")
-    os.kill(lost.pid, signal.SIGKILL)
-    wait_until(lambda: not lives(lost.pid), "it has been killed")
-    early.run(actors.open_pickle, data)
-    late.run(actors.open_pickle, other)
-    pickle.loads(data)
-    for puppet in (early, late):
-        with pytest.raises(ChannelBroken):
-            puppet.run(actors.on_opened, actors.put, 1)
-
-
 # Adrift
 
 
@@ -736,22 +717,6 @@ def test_the_survivor_of_kills_leaves_nothing(stage: Stage) -> None:
     del iq
     gc.collect()
     assert gone()
-
-
-def test_a_broken_queue_leaves_nothing(stage: Stage, tmp_path: Path) -> None:
-    iq, inside = stage.queue(), tmp_path / "inside"
-    gone = watcher(iq)
-    lost, other = (stage.cast(iq.get_consumer()) for _ in range(2))
-    lost.begin(actors.stay_inside, inside)
-    wait_until(inside.exists, "the process is inside the lock")
-    os.kill(lost.pid, signal.SIGKILL)
-    assert isinstance(other.begin(actors.get).error(), ChannelBroken)
-    with pytest.raises(ChannelBroken):
-        iq.close()
-    other.go()
-    del iq
-    gc.collect()
-    wait_until(gone, "nothing is left", 5.0)
 
 
 def test_the_next_queue_sweeps_up_after_a_massacre(stage: Stage) -> None:

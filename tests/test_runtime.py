@@ -229,9 +229,21 @@ def test_a_guard_whose_acquire_raises() -> None:
 
 
 def test_other_key_errors_are_no_busy_locks() -> None:
-    assert is_lock_busy(KeyError(False))
-    for error in (KeyError(True), KeyError(), KeyError("False"), KeyError(False, False)):
-        assert not is_lock_busy(error)
+    """Neither those of other keys, nor one that comes out of the block."""
+    log = Log([True] * 9)
+    lock = guard(log.acquire, log.release)
+
+    def fail(error: KeyError) -> None:
+        raise error
+
+    for error in (KeyError(True), KeyError(), KeyError("False"), KeyError(False)):
+        assert not is_lock_busy(error), "never raised"
+        with pytest.raises(KeyError) as told, lock:
+            fail(error)
+        assert not is_lock_busy(told.value)
+    with pytest.raises(KeyError) as told:
+        raise KeyError(True)
+    assert not is_lock_busy(told.value)
 
 
 def test_taking_the_lock_runs_no_bytecode() -> None:

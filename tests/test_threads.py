@@ -293,6 +293,17 @@ def test_a_heap_of_one_unorderable() -> None:
     assert channel.size() == 0
 
 
+def test_the_same_unorderable_twice() -> None:
+    head, channel = made(PriorityQueue[Any]())
+    item = Unorderable()
+    channel.append(item, 1)
+    with pytest.raises(TypeError):
+        channel.append(item, 1)
+    assert channel.size() == 1
+    assert take(head, channel) is item
+    assert channel.peek() is EMPTY
+
+
 def test_an_item_that_is_there_already_stays_when_it_is_refused() -> None:
     """What is taken back is told by what the heap holds, not by equality."""
 

@@ -113,7 +113,7 @@ class Endpoint:
         core = self._core
         core.register()
         if not core.transact_until(deadline, self._use_locked):
-            raise Empty if self.kind == CONSUMER else Full
+            raise Full if puts else Empty
 
     def _check_open(self, closed: type[Exception] | None = None) -> None:
         if self._lost is not None:
@@ -328,13 +328,15 @@ class _Putting(Endpoint, Generic[T]):
                 self.put(item)
             return
         payloads: list[Any] = []
-        try:
-            for item in iterable:
+        for item in iterable:
+            try:
                 payloads.append(item if self._dumps is None else self._dumps(item))
-                if len(payloads) == GATHER:
-                    self._put_all(payloads)
-        finally:
-            self._put_all(payloads)  # also those before one that can't be pickled
+            except Exception:
+                self._put_all(payloads)  # those before one that can't be pickled are put
+                raise
+            if len(payloads) == GATHER:
+                self._put_all(payloads)
+        self._put_all(payloads)
 
     def _put_all(self, payloads: list[Any]) -> None:
         """Put all of *payloads*, as many as there is room for in each turn of the lock."""

@@ -288,8 +288,8 @@ class Ledger:
                     hand.kept += (payload,)
                     self.lease(slot, hand)
                 # From here to the store to `stash`: together, whatever a signal handler does.
-                cells[base + AT] = taken + 1
                 cells[base + HAD] = cells[base + IN_HAND]
+                cells[base + AT] = taken + 1
                 if worker:
                     head[BUSY] += 1
                 pending += (payload,)

@@ -528,18 +528,19 @@ class SharedCore(Core):
         self._left = True
         last = False
         takes_part = self.ledger.me or self._inherited
-        while takes_part and slices:
-            slices -= 1
+        for _ in range(slices if takes_part else 0):
             try:
                 with self.runtime.lock:
                     last = self.ledger.transact(self._leave, how, cause)
-                    takes_part = False
             except KeyError as error:
-                if not is_lock_busy(error):
-                    raise
-                if self.ledger.head[STATE] & BROKEN:
-                    break
+                busy = error
             except WouldDeadlock:
+                break
+            else:
+                break
+            try:
+                self.lock_was_busy(busy)  # whose holder may have died
+            except ChannelBroken:
                 break
         self._let_go()
         if self._life >= 0:
@@ -591,7 +592,7 @@ class SharedCore(Core):
     def __del__(self) -> None:
         if getattr(self, "_left", True):
             return
-        self.leave("was dropped without close()", slices=1)
+        self.leave("was dropped without close()", slices=2)
 
 
 class _Leases:
