@@ -138,7 +138,7 @@ def _survive(queue: IterableQueue[int], others: Consumer[int], child: int, scrip
             with queue.get_producer() as out:
                 out.put(99, timeout=SURVIVE_S)
             queue.close()
-            seen = []
+            seen: list[int] = []
             try:
                 for n in others:
                     seen.append(n)
