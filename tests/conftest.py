@@ -170,16 +170,26 @@ def _helpers() -> set[int]:
     """The pids of what multiprocessing and its kin keep running for the whole test session."""
     found = {
         _internal(package, module, name, attribute)
-        for package in ("multiprocessing", "multiprocess", "billiard")
+        for package in ("multiprocessing", "multiprocess")
         for module, name, attribute in (
             ("forkserver", "_forkserver", "_forkserver_pid"),
             ("resource_tracker", "_resource_tracker", "_pid"),
-            ("semaphore_tracker", "_semaphore_tracker", "_semaphore_tracker_pid"),
         )
     }
-    # billiard keeps the pids of its helpers to itself.
-    billiards = {pid for pid in _descendants() if _is_helper_of_billiard(pid)}
-    return billiards | {pid for pid in found if isinstance(pid, int)}
+    return {pid for pid in found if isinstance(pid, int)} | _helpers_of_billiard()
+
+
+def _helpers_of_billiard() -> set[int]:
+    """Likewise; billiard does not keep their pids, so they are known by their command lines."""
+    if "billiard" not in sys.modules:
+        return set()
+    return {
+        pid
+        for pid in _descendants()
+        if _is_helper_of_billiard(pid)
+        # What a fork server has forked has its command line as well.
+        and not _is_helper_of_billiard(_parent_of(pid) or 0)
+    }
 
 
 def _is_helper_of_billiard(pid: int) -> bool:
@@ -187,7 +197,10 @@ def _is_helper_of_billiard(pid: int) -> bool:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:  # gone
         return False
-    return b"billiard.semaphore_tracker" in command or b"billiard.forkserver" in command
+    return any(
+        b"from billiard.%s import main" % module in command
+        for module in (b"forkserver", b"semaphore_tracker")
+    )
 
 
 def _threads() -> set[threading.Thread]:

@@ -12,8 +12,6 @@ from types import FrameType
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from iterable_queue._errors import IterableQueueError
-
 if TYPE_CHECKING:
     from iterable_queue._core import Core
 
@@ -43,8 +41,8 @@ def _before() -> None:
     for core in tracked():
         try:
             core.before_fork(arguments)
-        except IterableQueueError:
-            pass  # broken, or interrupted in a call: the fork goes on, and later calls say why
+        except Exception:
+            pass  # broken, or out of descriptors, say: the fork goes on, and later calls say why
 
 
 def _arguments_of_child() -> tuple[object, ...]:

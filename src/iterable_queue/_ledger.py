@@ -559,8 +559,13 @@ class Ledger:
         *prepare* is called with the slot before that counts: to lock what shows that it lives.
         """
         slot = self._allocate("")
-        prepare(slot)
         base = slot * SLOT_SIZE
+        try:
+            prepare(slot)
+        except BaseException:
+            self.cells[base + NEXT] = self.head[FREE_SLOT]
+            self.head[FREE_SLOT] = slot
+            raise
         self.cells[base + MAKER] = self.me
         self.cells[base + STAMP] = self._runtime.now()
         self.cells[base + NUMBER] = pid

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import io
 import pickle
 import sys
@@ -35,10 +36,14 @@ def _reusing(pickler: Any) -> Callable[[Any], bytes]:
     plain = {int, str, bytes, float, bool, type(None)}
     dumps = pickle.dumps
     protocol = pickle.HIGHEST_PROTOCOL
+    reducers = 0
 
     def dump(item: Any) -> bytes:
         if type(item) in plain:  # no reducer is ever asked for these
             return dumps(item, protocol)
+        nonlocal reducers
+        if reducers != (reducers := len(pickler._extra_reducers) + len(copyreg.dispatch_table)):
+            spare.clear()  # those that are made copied the reducers of then
         if spare:
             engine, buffer = spare.pop()
         else:

@@ -53,21 +53,23 @@ class ThreadChannel:
         return self._size() + (len(self.stash) if self._at == self._head[TAKEN] else 0)
 
     def append(self, payload: Any, producer: int) -> None:
+        before = self._size()
         try:
             self._put(payload)
         except Exception:
-            self._take_back(payload)
+            if self._size() > before:
+                self._take_back(payload)
             raise
 
     def _take_back(self, payload: Any) -> None:
         """A heap whose items can't be compared keeps the one that it has just refused."""
-        items: list[Any] | None = getattr(self._queue, "queue", None)
-        if items.__class__ is list and items is not None:
-            kept: list[Any] = [item for item in items if item is not payload]
-            if len(kept) == len(items) - 1:
-                items[:] = kept
-                if isinstance(self._queue, PriorityQueue):
-                    heapify(items)
+        items: Any = getattr(self._queue, "queue", ())
+        for index in reversed(range(len(items))):
+            if items[index] is payload:
+                del items[index]
+                break
+        if isinstance(self._queue, PriorityQueue):
+            heapify(items)
 
     def peek(self) -> Any:
         stash = self.stash
