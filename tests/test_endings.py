@@ -643,7 +643,9 @@ def assert_failed(
     cause = error.failures[0]
     assert isinstance(cause, ProducerFailed)
     # A spawned process of Python 3.13 has forgotten its error when it can still tell others.
-    forgotten = sys.version_info >= (3, 13) and "ended by an exception or sys.exit" in str(cause)
+    forgotten = sys.version_info >= (3, 13) and (
+        lost.method == "spawn" or "ended by an exception or sys.exit" in str(cause)
+    )
     assert (
         (forgotten and way.exitcode)
         or re.search(way.text, str(cause))

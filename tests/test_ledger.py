@@ -141,7 +141,9 @@ class Seat:
         items = [self.desk.channel.unwrap(payload)[0] for payload in hand.pending]
         if hand.pull is not None:
             hand.taken += len(items)
-            hand.last = len(items)
+            if limit > 1:
+                hand.last = len(items)
+                hand.quick = None
         del hand.pending[:]
         return items
 
@@ -825,6 +827,20 @@ def test_what_a_lean_hand_took_is_folded_in(lean: Desk) -> None:
     assert lean.ledger.finished() == 5
     assert hand.seen == (5, 0)
     assert hand.idle_at == 5
+
+
+def test_after_many_the_next_one_finishes_them_all(lean: Desk) -> None:
+    """It is taken under the lock, and the one after it without again."""
+    out, source = lean.open(PRODUCER), lean.open(CONSUMER)
+    for n in range(6):
+        out.put(n)
+    assert source.get(3) == [0, 1, 2]
+    assert source.hand.quick is None
+    assert lean.ledger.in_hand() == 3
+    assert source.get() == [3]
+    assert source.hand.quick is source.hand.pull is not None
+    assert lean.ledger.in_hand() == 1
+    assert lean.ledger.finished() == 3
 
 
 def test_what_is_pending_in_a_lean_hand_is_not_taken_yet(lean: Desk) -> None:
