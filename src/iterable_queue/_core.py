@@ -130,6 +130,8 @@ class Core:
         self.runtime = runtime
         self.ledger = ledger
         self.elsewhere: bool = False
+        self._nameless_at = 0.0
+        """When the lock was last found busy with nobody's name on it, and not had since."""
         self.endpoints: WeakSet[Endpoint] = WeakSet()
         self._pid = os.getpid()
         self._dropped: deque[tuple[int, int]] = deque()
@@ -142,6 +144,7 @@ class Core:
         while True:
             try:
                 with self.runtime.lock:
+                    self._nameless_at = 0.0
                     self._bury_dropped()
                     return self.ledger.transact(call, *args, **kwargs)
             except KeyError as error:
@@ -152,6 +155,7 @@ class Core:
         """The same for at most *patience_s* seconds. False: the lock could not be had."""
         try:
             with self.runtime.lock_within(patience_s):
+                self._nameless_at = 0.0
                 self._bury_dropped()
                 self.ledger.transact(call)
                 return True
@@ -222,6 +226,7 @@ class Core:
         """For calls that don't wait."""
         try:
             with self.runtime.lock_within(SLICE_S):
+                self._nameless_at = 0.0
                 if attempt():
                     return True
         except KeyError as error:
@@ -241,6 +246,7 @@ class Core:
             lock = self.runtime.lock_within(max(deadline - time.monotonic(), BRIEFLY_S))
         try:
             with lock:
+                self._nameless_at = 0.0
                 if attempt():
                     return True
                 if not waiting.announced:

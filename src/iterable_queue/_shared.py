@@ -102,6 +102,15 @@ SPINS: Final = 15
 long as another process is inside, which is a fraction of what a sleep costs both."""
 LOOK_S: Final = 0.8
 """How often a process that waits looks who has died, in seconds."""
+LEAVE_SLICES: Final = 8
+"""For how many slices a process that leaves waits for the lock."""
+SUSPICION_GAP_S: Final = 2.0
+"""Suspicion begins anew if the lock was not seen like that for so long, in seconds."""
+DEATHLESS_S: Final = 5.0
+"""How long suspicion must last if no process that takes part is known to have died."""
+STUCK_S: Final = 0.4
+"""For how long, at last, it is watched without a gap, in seconds: a living process that was put
+aside between taking the lock and writing its name must have come back by then."""
 FORK_PATIENCE_S: Final = 1.0
 """How long a fork waits for the lock, in seconds."""
 SUSPICION_S: Final = 0.7
@@ -140,7 +149,7 @@ class SharedCore(Core):
         self._left = False
         self._looked_at = 0.0
         self._nameless_since = 0.0
-        """When the lock was first found busy with nobody's name on it; 0: it was not."""
+        """When the lock was first found so, if it was without a gap since."""
         self._leases = _Leases(address.path, self.ledger.hands)
         self.keep_leases()
         self.dumps, self.loads = pickling(address.package)
@@ -157,12 +166,14 @@ class SharedCore(Core):
         self.ledger.cells = self.runtime.cells(head[cells_.SLOTS] * SLOT_SIZE)
         holder = head[HOLDER]
         if holder:
-            self._nameless_since = 0.0
+            self._nameless_at = 0.0
             if holder != self.ledger.me and not self.is_alive(holder):
                 self._mend(holder)
             return
         now = time.monotonic()
-        self._nameless_since = self._nameless_since or now
+        if now - self._nameless_at > SUSPICION_GAP_S:
+            self._nameless_since = now
+        self._nameless_at = now
         if now - self._nameless_since > SUSPICION_S:
             self._mend_for_nobody()
 
@@ -189,7 +200,7 @@ class SharedCore(Core):
                 raise
             head[HOLDER] = 0
             self._shared_runtime.unlock()
-            self._nameless_since = 0.0
+            self._nameless_at = 0.0
         finally:
             os.close(fd)
 
@@ -198,11 +209,16 @@ class SharedCore(Core):
 
         Or is it by one that is stopped just there? Then it must be waited for.
         """
+        if not self._is_stuck():
+            return
         processes = list(self.ledger.views(PROCESS))
         living = [view.number for view in processes if self.is_alive(view.slot)]
+        dead = len(living) < len(processes)
+        if not dead and time.monotonic() - self._nameless_since < DEATHLESS_S:
+            return
         if not any(may_be_stopped(pid) for pid in living if pid != os.getpid()):
             self._mend(0)
-        elif len(living) < len(processes):
+        elif dead:
             text = (
                 "a process died as it took the queue's lock or let it go, or one that is stopped "
                 "holds it: that can't be told apart. Make a new queue"
@@ -212,10 +228,11 @@ class SharedCore(Core):
 
     def _is_stuck(self) -> bool:
         """Whether the lock stays out of reach, with nobody's name on it, for some more time."""
-        for _ in range(50):
+        until = time.monotonic() + STUCK_S
+        while time.monotonic() < until:
             try:
                 with self.runtime.trylock:
-                    self._nameless_since = 0.0
+                    self._nameless_at = 0.0
                     return False
             except KeyError as error:
                 if not is_lock_busy(error):
@@ -517,10 +534,10 @@ class SharedCore(Core):
 
     # -- leaving ---------------------------------------------------------------------------------
 
-    def leave(self, how: str, cause: BaseException | None = None, *, slices: int = 8) -> None:
+    def leave(self, how: str, cause: BaseException | None = None) -> None:
         """This process takes part no more: it ends, or nothing in it refers to the queue.
 
-        The lock is waited for during so many slices. Without it this process just goes, and the
+        The lock is waited for during `LEAVE_SLICES`. Without it this process just goes, and the
         others find its endpoints as those of a dead process.
         """
         if self._left:
@@ -528,7 +545,7 @@ class SharedCore(Core):
         self._left = True
         last = False
         takes_part = self.ledger.me or self._inherited
-        for _ in range(slices if takes_part else 0):
+        for _ in range(LEAVE_SLICES if takes_part else 0):
             try:
                 with self.runtime.lock:
                     last = self.ledger.transact(self._leave, how, cause)
@@ -592,7 +609,7 @@ class SharedCore(Core):
     def __del__(self) -> None:
         if getattr(self, "_left", True):
             return
-        self.leave("was dropped without close()", slices=2)
+        self.leave("was dropped without close()")
 
 
 class _Leases:
