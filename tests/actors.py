@@ -292,13 +292,16 @@ def get_now(source: Consumer[T]) -> T:
     return source.get_nowait()
 
 
-def poll(source: Consumer[int], pause_s: float) -> NoReturn:
-    """Ask again and again without waiting in the library, until something else than Empty comes."""
+def poll(source: Consumer[T], pause_s: float) -> tuple[list[T], BaseException]:
+    """Ask again and again without waiting in the library: every item, and the error at the end."""
+    items: list[T] = []
     while True:
         try:
-            source.get_nowait()
+            items.append(source.get_nowait())
         except Empty:
             time.sleep(pause_s)  # what a caller that polls does between two calls
+        except Exception as error:
+            return items, error
 
 
 def drain(source: Consumer[T]) -> list[T]:
@@ -517,8 +520,11 @@ def stay_while_joining(held: None, data: bytes, inside: Path) -> NoReturn:
     raise AssertionError("went on")
 
 
-def stay_while(endpoint: Any, inside: Path, until: Path) -> None:
-    """Take the queue's lock, make the file *inside*, and come out once *until* is there."""
+def stay_while(endpoint: Any, inside: Path, until: Path, named: bool = True) -> None:
+    """Take the queue's lock, make the file *inside*, and come out once *until* is there.
+
+    Not *named*: as in `stay_inside`.
+    """
     core = endpoint._core
 
     def stay() -> None:
@@ -527,7 +533,10 @@ def stay_while(endpoint: Any, inside: Path, until: Path) -> None:
             time.sleep(0.001)
 
     with core.runtime.lock:
-        core.ledger.transact(stay)
+        if named:
+            core.ledger.transact(stay)
+        else:
+            stay()
 
 
 def holder(iq: IterableQueue[Any]) -> int:

@@ -3,9 +3,10 @@
 One suite over both channels and every start method. Who does what is told step by step (see
 `tests.actors`), so each outcome is asserted exactly: which items, which exception, which counts.
 
-The last two parts are about processes that are killed or stopped. What the standard library's
-parts allow there is this: a process that dies inside the queue's lock takes the lock along, and
-everybody gets `ChannelBroken`. One that dies anywhere else costs nobody anything.
+The last parts are about processes that are killed or stopped, anywhere, inside the queue's lock
+too. A kill costs the others nothing but the time until it is known. In one case everybody gets
+`ChannelBroken`: a process died in the few instructions in which it had the lock and its name was
+not on it, and another process of the queue is stopped, which might be the one that has the lock.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import pytest
 
 from iterable_queue import (
     Cancelled,
+    ChannelBroken,
     ConsumersGone,
     Done,
     Empty,
@@ -48,6 +50,9 @@ PATIENCE_S = actors.PATIENCE_S
 
 LATE_S = 0.5
 """How much later than its time-out a call may return on a machine that is busy."""
+
+NAMELESS_S = 1.5
+"""How much longer it may take where the lock's holder died with nobody's name on the lock."""
 
 
 @pytest.fixture
@@ -986,27 +991,84 @@ def test_everybody_but_one_is_killed_at_once(stage: Stage) -> None:
 # Processes that are killed inside the lock
 
 
-@pytest.mark.parametrize("named", [True, False], ids=["named", "before its name is written"])
-def test_a_process_is_killed_inside_the_lock(stage: Stage, tmp_path: Path, named: bool) -> None:
-    """Whoever comes next takes the lock over: all goes on, and the dead one has failed."""
-    iq, inside = stage.queue(), tmp_path / "inside"
-    lost, out = (stage.cast(iq.get_producer()) for _ in range(2))
-    reader = stage.cast(iq.get_consumer())
-    for puppet in (lost, out):
+@pytest.fixture(params=["named", "before its name is written"])
+def named(request: pytest.FixtureRequest) -> bool:
+    """Whether the process inside the lock has said who it is."""
+    return bool(request.param == "named")
+
+
+def known_in_time(call: Call[Any], since: float, *, named: bool, later: float = 0.0) -> bool:
+    """`ended_in_time` for the death of a process that had the lock."""
+    allowed = KNOWN_WITHIN_S + later + (0.0 if named else NAMELESS_S)
+    return call.outcome().at - since < allowed
+
+
+def test_a_producer_is_killed_inside_the_lock(stage: Stage, tmp_path: Path, named: bool) -> None:
+    """For those who wait, poll, put and join it is as if it had been killed anywhere else."""
+    iq, inside = stage.queue(maxsize=1), tmp_path / "inside"
+    lost, other = (stage.cast(iq.get_producer()) for _ in range(2))
+    getting, poller = (stage.cast(iq.get_consumer()) for _ in range(2))
+    joiner = stage.cast(iq)
+    iq.close()
+    for puppet in (lost, other, poller, joiner):
         puppet.run(actors.nothing)
-    reading = reader.begin(actors.drain_until)
+    reading = getting.begin(actors.drain_until)
+    wait_for_blocked(iq, consumers=1)
+    joining = joiner.begin(actors.join_queue)
+    wait_until(lambda: iq._core.ledger.head[cells_.WAIT_END], "join waits")
+    lost.begin(actors.stay_inside, inside, named)
+    wait_until(inside.exists, "the process is inside the lock")
+    putting = other.begin(actors.put_and_close, range(10))
+    polling = poller.begin(actors.poll, 0.01)
+    ended = leave(lost, WAYS["is killed"])
+    putting.result()
+    items: list[int] = []
+    for call in (reading, polling):
+        some, error = call.result()
+        items += some
+        assert_failed(error, lost, WAYS["is killed"])
+    assert sorted(items) == list(range(10))
+    assert_failed(joining.error(), lost, WAYS["is killed"])
+    for ending in (putting, reading, polling, joining):
+        assert known_in_time(ending, ended, named=named)
+    assert totals(iq) == Totals(10, 10, 10, 0, "failed", failures=1)
+
+
+def test_the_last_consumer_is_killed_inside_the_lock(
+    stage: Stage, tmp_path: Path, named: bool
+) -> None:
+    iq, inside = stage.queue(maxsize=1), tmp_path / "inside"
+    producer = stage.cast(iq.get_producer())
+    lost = stage.cast(iq.get_consumer())
+    iq.close()
+    producer.run(actors.put, 1)
+    assert lost.run(actors.get) == [1]
+    lost.begin(actors.stay_inside, inside, named)
+    wait_until(inside.exists, "the process is inside the lock")
+    waiting = producer.begin(actors.put, 2, 3)
+    ended = leave(lost, WAYS["is killed"])
+    assert isinstance(waiting.error(), ConsumersGone)
+    assert known_in_time(waiting, ended, named=named)
+    producer.run(actors.close)
+    assert totals(iq) == Totals(2, 1, 0, 1, "abandoned", lost=1)
+
+
+def test_a_worker_is_killed_inside_the_lock(stage: Stage, tmp_path: Path, named: bool) -> None:
+    iq, inside = stage.queue(), tmp_path / "inside"
+    lost, other = (stage.cast(iq.get_worker()) for _ in range(2))
+    lost.run(actors.put, 1, 2)
+    iq.close()
+    assert lost.run(actors.get) == [1]
+    reading = other.begin(actors.drain_until)
     wait_for_blocked(iq, consumers=1)
     lost.begin(actors.stay_inside, inside, named)
     wait_until(inside.exists, "the process is inside the lock")
-    putting = out.begin(actors.put_and_close, [1, 2])
     ended = leave(lost, WAYS["is killed"])
-    putting.result()
-    assert ended_in_time(putting, ended)
-    iq.close()
     items, error = reading.result()
-    assert items == [1, 2]
-    assert isinstance(error, ProducerFailed)
-    assert str(lost.pid) in str(error)
+    assert known_in_time(reading, ended, named=named)
+    assert items == [2]
+    assert_failed(error, lost, WAYS["is killed"])
+    assert totals(iq) == Totals(2, 2, 1, 0, "failed", failures=1, lost=1)
 
 
 @pytest.mark.parametrize("moment", ["joining", "leaving"])
@@ -1015,22 +1077,206 @@ def test_a_process_is_killed_inside_the_lock_when_it_has_no_slot(
 ) -> None:
     """It takes part not yet, or not any more."""
     iq, inside = stage.queue(), tmp_path / "inside"
+    producer = stage.cast(iq.get_producer())
     reader = stage.cast(iq.get_consumer())
-    reader.run(actors.nothing)
+    for puppet in (producer, reader):
+        puppet.run(actors.nothing)
     lost: Puppet[Any]
     if moment == "joining":
         lost = stage.cast(None)
-        lost.begin(actors.stay_while_joining, pickle.dumps(iq.get_producer()), inside)
+        lost.begin(actors.stay_while_joining, pickle.dumps(iq.get_consumer()), inside)
     else:
         lost = stage.cast(iq.get_consumer())
         lost.begin(actors.stay_while_leaving, inside)
     wait_until(inside.exists, "the process is inside the lock")
-    reading = reader.begin(actors.get)
+    reading = reader.begin(actors.drain)
+    putting = producer.begin(actors.put_and_close, range(10))
     ended = leave(lost, WAYS["is killed"])
-    with iq.get_producer() as out:
-        out.put(5)
-    assert reading.result() == [5]
+    iq.close()
+    assert reading.result() == list(range(10))
+    for call in (putting, reading):
+        assert known_in_time(call, ended, named=moment == "joining")
+    assert totals(iq) == Totals(10, 10, 10, 0, "done")
+
+
+def test_everybody_in_the_lock_one_after_another_is_killed(
+    stage: Stage, tmp_path: Path, named: bool
+) -> None:
+    """Each is mended like the first."""
+    iq = stage.queue()
+    writer, reader = stage.cast(iq.get_producer()), stage.cast(iq.get_consumer())
+    victims = [stage.cast(iq.get_consumer()) for _ in range(3)]
+    writer.run(actors.put, *range(5))
+    for number, victim in enumerate(victims):
+        assert victim.run(actors.get) == [number]
+        inside = tmp_path / f"inside.{number}"
+        victim.begin(actors.stay_inside, inside, named)
+        wait_until(inside.exists, "the process is inside the lock")
+        ended = leave(victim, WAYS["is killed"])
+        putting = writer.begin(actors.put, 10 + number)
+        putting.result()
+        assert known_in_time(putting, ended, named=named)
+    writer.run(actors.close)
+    iq.close()
+    assert reader.run(actors.drain) == [3, 4, 10, 11, 12]
+    wait_until(lambda: iq.statistics().lost == 3, "three deaths are known", KNOWN_WITHIN_S)
+    assert totals(iq) == Totals(8, 8, 5, 0, "done", lost=3)
+
+
+def test_one_who_seldom_polls_goes_on_after_a_kill_inside_the_lock(
+    stage: Stage, tmp_path: Path, named: bool
+) -> None:
+    iq, inside = stage.queue(), tmp_path / "inside"
+    writer = stage.cast(iq.get_producer())
+    lost, poller = (stage.cast(iq.get_consumer()) for _ in range(2))
+    writer.run(actors.put_and_close, [1, 2])
+    iq.close()
+    poller.run(actors.nothing)
+    lost.begin(actors.stay_inside, inside, named)
+    wait_until(inside.exists, "the process is inside the lock")
+    polling = poller.begin(actors.poll, 0.6)
+    ended = leave(lost, WAYS["is killed"])
+    items, error = polling.result()
+    assert items == [1, 2]
+    assert isinstance(error, Done)
+    assert known_in_time(polling, ended, named=named, later=0.6)
+
+
+# Processes that are killed while another one is stopped
+
+
+def test_a_kill_inside_the_lock_is_mended_beside_a_stopped_process(
+    stage: Stage, tmp_path: Path
+) -> None:
+    """The lock says whose it is, so it can't be the stopped one's."""
+    iq, inside = stage.queue(), tmp_path / "inside"
+    lost, other = (stage.cast(iq.get_producer()) for _ in range(2))
+    reader, stopped = (stage.cast(iq.get_consumer()) for _ in range(2))
+    iq.close()
+    for puppet in (lost, other, stopped):
+        puppet.run(actors.nothing)
+    reading = reader.begin(actors.drain_until)
+    wait_for_blocked(iq, consumers=1)
+    stop(stopped)
+    lost.begin(actors.stay_inside, inside)
+    wait_until(inside.exists, "the process is inside the lock")
+    ended = leave(lost, WAYS["is killed"])
+    other.run(actors.put_and_close, [1, 2])
+    items, error = reading.result()
+    assert items == [1, 2]
     assert ended_in_time(reading, ended)
+    assert_failed(error, lost, WAYS["is killed"])
+    os.kill(stopped.pid, signal.SIGCONT)
+    assert isinstance(stopped.begin(actors.get).error(), ProducerFailed)
+
+
+def test_a_kill_before_the_name_is_written_beside_a_stopped_process_breaks_the_channel(
+    stage: Stage, tmp_path: Path
+) -> None:
+    """Everybody gets `ChannelBroken`: who waits, who polls, and who comes later."""
+    iq, inside = stage.queue(maxsize=1), tmp_path / "inside"
+    lost, full, late = (stage.cast(iq.get_producer()) for _ in range(3))
+    getting, poller, stopped = (stage.cast(iq.get_consumer()) for _ in range(3))
+    joiner = stage.cast(iq)
+    for puppet in (lost, late, poller, full, joiner, stopped):
+        puppet.run(actors.nothing)
+    calls: list[Call[Any]] = [getting.begin(actors.get)]
+    wait_for_blocked(iq, consumers=1)
+    calls.append(joiner.begin(actors.join_queue))
+    wait_until(lambda: iq._core.ledger.head[cells_.WAIT_END], "join waits")
+    stop(stopped)
+    lost.begin(actors.stay_inside, inside, False)
+    wait_until(inside.exists, "the process is inside the lock")
+    calls.append(full.begin(actors.put, 1, 2))
+    polling = poller.begin(actors.poll, 0.01)
+    ended = leave(lost, WAYS["is killed"])
+    errors = [call.error() for call in calls] + [polling.result()[1]]
+    for error in errors:
+        assert isinstance(error, ChannelBroken)
+        assert re.search(r"a process died.*stopped.*Make a new queue", str(error))
+    for call in (*calls, polling):
+        assert known_in_time(call, ended, named=False)
+    os.kill(stopped.pid, signal.SIGCONT)
+    late_calls: list[Call[Any]] = [
+        late.begin(actors.put, 3),
+        poller.begin(actors.get_now),
+        getting.begin(actors.get_within, 5.0),
+        full.begin(actors.close),
+        joiner.begin(actors.close_queue),
+        stopped.begin(actors.get),
+    ]
+    for call in late_calls:
+        assert isinstance(call.error(), ChannelBroken)
+        assert call.outcome().at - call.outcome().began < KNOWN_WITHIN_S
+    requests: list[Callable[[], object]] = [
+        iq.get_producer,
+        iq.get_consumer,
+        iq.get_worker,
+        iq.statistics,
+        iq.explain,
+        iq.close,
+        iq.join,
+        iq.cancel,
+    ]
+    for request in requests:
+        with pytest.raises(ChannelBroken, match="Make a new queue"):
+            request()
+
+
+def test_nothing_breaks_where_the_process_without_a_name_is_the_stopped_one(
+    stage: Stage, tmp_path: Path
+) -> None:
+    """Nobody died, so it is waited for; with a time-out, until that."""
+    iq = stage.queue()
+    inside, out = tmp_path / "inside", tmp_path / "out"
+    writer = stage.cast(iq.get_producer())
+    reader, stopped = (stage.cast(iq.get_consumer()) for _ in range(2))
+    for puppet in (writer, reader, stopped):
+        puppet.run(actors.nothing)
+    staying = stopped.begin(actors.stay_while, inside, out, named=False)
+    wait_until(inside.exists, "the process is inside the lock")
+    stop(stopped)
+    putting = writer.begin(actors.put_and_close, [1, 2])
+    assert_timed_out(reader.begin(actors.get_within, 2.0), Empty, 2.0)
+    assert not putting.is_over()
+    out.touch()
+    os.kill(stopped.pid, signal.SIGCONT)
+    staying.result()
+    putting.result()
+    iq.close()
+    assert reader.run(actors.drain) == [1, 2]
+    assert stopped.run(actors.drain) == []
+    assert totals(iq) == Totals(2, 2, 2, 0, "done")
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_nothing_breaks_where_the_process_without_a_name_is_only_slow(
+    stage: Stage, tmp_path: Path, times: int
+) -> None:
+    """On a busy machine it may not run for a while just there, more than once."""
+    iq = stage.queue(maxsize=1)
+    writer = stage.cast(iq.get_producer())
+    slow, stopped, lost = (stage.cast(iq.get_consumer()) for _ in range(3))
+    writer.run(actors.put, 1)
+    for puppet in (slow, stopped, lost):
+        puppet.run(actors.nothing)
+    for number in range(times):
+        inside, out = tmp_path / f"inside.{number}", tmp_path / f"out.{number}"
+        if number == times - 1:
+            stop_outside_the_lock(iq, stopped)
+            kill_outside_the_lock(iq, lost)
+        staying = slow.begin(actors.stay_while, inside, out, named=False)
+        wait_until(inside.exists, "the process is inside the lock")
+        assert isinstance(writer.begin(actors.put_within, 2, 0.02).error(), Full)
+        out.touch()
+        staying.result()
+        for _ in range(3):
+            assert isinstance(writer.begin(actors.put_within, 2, 0.3).error(), Full)
+    os.kill(stopped.pid, signal.SIGCONT)
+    assert slow.run(actors.get) == [1]
+    writer.run(actors.put_and_close, [2])
+    iq.close()
+    assert stopped.run(actors.drain) == [2]
 
 
 # Processes that are stopped

@@ -47,6 +47,7 @@ from iterable_queue._cells import (
     FREE,
     FREE_SLOT,
     GENERATION,
+    HAD,
     HANDLE,
     HEAD_SIZE,
     HIGHEST,
@@ -323,6 +324,10 @@ def test_a_transition_sees_slots_that_others_added(
     other.cells = list(other.cells[: 53 * SLOT_SIZE])
     assert other.transact(other.is_open, 52, 50)
     assert len(asked) == 1, "it has all that there are"
+    other.cells = few
+    other.mend()
+    assert asked[1:] == [53 * SLOT_SIZE]
+    check_slots(other)
 
 
 def test_another_process_knows_the_size() -> None:
@@ -383,8 +388,8 @@ def test_an_endpoint_counts_from_opening_to_closing(desk: Desk, kind: int) -> No
     assert desk.head[EVER] == (kind != PRODUCER)
     assert not desk.ledger.is_open(seat.slot, seat.number)
     before_second = desk.snapshot()
-    assert not seat.close()
-    assert not seat.fail()
+    assert seat.close() is False
+    assert seat.fail() is False
     assert desk.snapshot() == before_second
 
 
@@ -511,9 +516,9 @@ def test_the_first_to_take_an_endpoint_has_it(desk: Desk) -> None:
     assert desk.snapshot() == before
 
     ledger.me = other
-    assert not ledger.take_over(seat.slot, seat.number, None)
-    assert not ledger.take_over(seat.slot, seat.number, 0), "a pickle made before"
-    assert not ledger.take_over(seat.slot, seat.number + 1, 1), "of another endpoint"
+    assert ledger.take_over(seat.slot, seat.number, None) is False
+    assert ledger.take_over(seat.slot, seat.number, 0) is False, "a pickle made before"
+    assert ledger.take_over(seat.slot, seat.number + 1, 1) is False, "of another endpoint"
     assert desk.snapshot() == before
     assert ledger.take_over(seat.slot, seat.number, 1), "one made since, and it is unused"
     assert seat.cell(OWNER) == other
@@ -522,21 +527,21 @@ def test_the_first_to_take_an_endpoint_has_it(desk: Desk) -> None:
     ledger.cells[base + FLAGS] |= USED
     ledger.me = 1
     before = desk.snapshot()
-    assert not ledger.take_over(seat.slot, seat.number, 2), "it is used"
+    assert ledger.take_over(seat.slot, seat.number, 2) is False, "it is used"
     assert desk.snapshot() == before
     seat.close()
-    assert not ledger.take_over(seat.slot, seat.number, 2), "it is closed"
+    assert ledger.take_over(seat.slot, seat.number, 2) is False, "it is closed"
 
 
 def test_an_endpoint_is_given_to_a_process(desk: Desk) -> None:
     ledger = desk.ledger
-    seat = desk.open(CONSUMER)
+    seat = desk.open(WORKER)
     child = ledger.open_process(0, lambda slot: None)
-    ledger.cells[seat.slot * SLOT_SIZE + FLAGS] = SENT | FORKED
+    ledger.cells[seat.slot * SLOT_SIZE + FLAGS] |= SENT | FORKED
     ledger.assign(seat.slot, child)
     assert seat.cell(OWNER) == child
     assert seat.cell(GENERATION) == 1
-    assert seat.cell(FLAGS) == STARTED
+    assert seat.cell(FLAGS) == STARTED | UNASKED
     ledger.cells[seat.slot * SLOT_SIZE + FLAGS] |= USED
     for process in (child, 1):
         before = desk.snapshot()
@@ -558,20 +563,21 @@ def test_a_process_has_a_slot(desk: Desk) -> None:
     assert 0 < view.stamp <= desk.runtime.now()
 
 
-@pytest.mark.parametrize("again", [False, True])
-def test_a_process_that_can_not_be_locked_takes_no_slot(desk: Desk, again: bool) -> None:
+@pytest.mark.parametrize("free", [0, 1, 3])
+def test_a_process_that_can_not_be_locked_takes_no_slot(desk: Desk, free: int) -> None:
     """Neither a new one nor one that was free."""
 
     def refuse(slot: int) -> None:
         raise OSError("no descriptors")
 
-    if again:
-        desk.open(PRODUCER).close()
+    for seat in [desk.open(PRODUCER) for _ in range(free)]:
+        seat.close()
     for _ in range(3):
         with pytest.raises(OSError, match="no descriptors"):
             desk.ledger.open_process(4711, refuse)
-    check_slots(desk.ledger)
-    assert desk.open(PRODUCER).slot == 3
+        check_slots(desk.ledger)
+    assert desk.head[SLOTS] == 3 + max(free, 1)
+    assert {desk.open(PRODUCER).slot for _ in range(free)} == set(range(3, 3 + free))
 
 
 def test_a_process_goes(desk: Desk) -> None:
@@ -834,11 +840,12 @@ def test_after_many_the_next_one_finishes_them_all(lean: Desk) -> None:
     out, source = lean.open(PRODUCER), lean.open(CONSUMER)
     for n in range(6):
         out.put(n)
+    hand: Any = source.hand
     assert source.get(3) == [0, 1, 2]
-    assert source.hand.quick is None
+    assert hand.quick is None
     assert lean.ledger.in_hand() == 3
     assert source.get() == [3]
-    assert source.hand.quick is source.hand.pull is not None
+    assert hand.quick == hand.pull
     assert lean.ledger.in_hand() == 1
     assert lean.ledger.finished() == 3
 
@@ -1024,6 +1031,18 @@ def test_what_is_in_hand_is_written_down() -> None:
 # The end
 
 
+def test_closing_wakes_nobody_while_something_may_come(desk: Desk) -> None:
+    out, source, other = desk.open(PRODUCER), desk.open(CONSUMER), desk.open(PRODUCER)
+    desk.sleepers(1, 1, 1)
+    desk.close_queue()
+    other.close()
+    source.get()
+    desk.ledger.settle()
+    assert desk.woken() == (0, 0, 0)
+    out.close()
+    assert desk.woken() == (1, 1, 1)
+
+
 def test_an_open_queue_waits_though_it_is_empty(desk: Desk) -> None:
     out, source = desk.open(PRODUCER), desk.open(CONSUMER)
     out.put(1)
@@ -1113,6 +1132,8 @@ def test_all_failures_are_told(desk: Desk) -> None:
     errors = [ProducerFailed("producer 1 was killed"), ValueError(), KeyError()]
     for error in errors:
         desk.open(PRODUCER).fail(error)
+        count = desk.head[FAILED]
+        assert f"and {count - 1} more" in str(desk.ledger.failure()) or count == 1
     told = desk.ledger.failure()
     assert told.failures == tuple(errors)
     assert told.__cause__ is errors[0]
@@ -1832,6 +1853,7 @@ def test_mend_makes_whole_what_a_killed_holder_left(
             ledger.mend()
             check_slots(ledger)
             check_totals(ledger, len(it.put))
+            assert not (ledger.head[STATE] & CANCELLED and ledger.channel.size())
         gone = before - {view.slot for view in ledger.views()}
         assert len(gone) <= ("close" in act or "fail" in act), "no other slot was lost"
         ledger.head[HOLDER] = 0
@@ -1842,6 +1864,65 @@ def test_mend_makes_whole_what_a_killed_holder_left(
             finish(it, once=act != "give back" or not redeliver)
         if over:
             return
+
+
+def test_mend_finds_all_free_slots(desk: Desk) -> None:
+    seats = [desk.open(PRODUCER) for _ in range(4)]
+    for seat in seats[1:3]:
+        seat.close()
+    desk.ledger.release_process(1)
+    desk.head[FREE_SLOT] = 0
+    desk.ledger.mend()
+    check_slots(desk.ledger)
+    assert {desk.open(PRODUCER).slot for _ in range(3)} == {1, 4, 5}
+
+
+def test_mend_takes_a_take_back_once(desk: Desk) -> None:
+    """What is lost between two mendings stays lost."""
+    out, source = desk.open(PRODUCER), desk.open(CONSUMER)
+    out.put("a")
+    out.put("b")
+    source.get(2)
+    base, cells = source.slot * SLOT_SIZE, desk.ledger.cells
+    cells[base + HAD] = 2
+    cells[base + AT] = desk.head[TAKEN] + 1  # killed as it took a third
+    cells[base + IN_HAND] = 3
+    desk.ledger.mend()
+    assert source.cell(IN_HAND) == 2
+    desk.ledger.lose(source.slot, 2)
+    desk.ledger.mend()
+    assert source.cell(IN_HAND) == 0
+
+
+@pytest.mark.parametrize(("ever", "mended"), [(0, 2), (1, 2), (2, 2), (7, 7)])
+def test_mend_counts_who_took_part(desk: Desk, ever: int, mended: int) -> None:
+    desk.open(CONSUMER)
+    desk.open(WORKER)
+    desk.head[EVER] = ever
+    desk.ledger.mend()
+    assert desk.head[EVER] == mended
+
+
+def test_mend_counts_failures_by_what_is_kept_of_them(desk: Desk) -> None:
+    desk.runtime.errors.add_failure(ValueError("killed before it was counted"))
+    desk.ledger.mend()
+    assert desk.head[FAILED] == 1
+
+
+def test_mend_drops_what_a_cancel_left(desk: Desk) -> None:
+    desk.open(PRODUCER).put(1)
+    desk.head[DROPPED] = 4
+    desk.head[STATE] = CANCELLED | CLOSED
+    desk.ledger.mend()
+    assert desk.head[DROPPED] == 5
+
+
+@pytest.mark.parametrize("state", [CLOSED, CANCELLED | CLOSED])
+def test_mend_wakes_those_whom_nobody_woke(desk: Desk, state: int) -> None:
+    desk.sleepers(1, 2, 3)
+    desk.head[STATE] = state
+    desk.ledger.mend()
+    assert desk.woken() == (1, 2, 3)
 
 
 def check_totals(ledger: Ledger, before: int) -> None:

@@ -464,6 +464,62 @@ def test_opening_never_raises(stage: Stage, tmp_path: Path) -> None:
         puppet.run(actors.on_opened, actors.put, 1)
 
 
+def test_opening_after_a_kill_inside_the_lock(stage: Stage, tmp_path: Path) -> None:
+    """Whoever opens a pickle first takes the lock over."""
+    iq, inside = stage.queue(), tmp_path / "inside"
+    things = [iq.get_producer(), iq.get_producer(), iq.get_producer(), iq]
+    data, other, here, queue = (pickle.dumps(thing) for thing in things)
+    early, late = stage.cast(None), stage.cast(None)
+    early.run(actors.open_pickle, queue)  # takes part before
+    lost = stage.cast(iq.get_consumer())
+    lost.begin(actors.stay_inside, inside)
+    wait_until(inside.exists, "the process is inside the lock")
+    os.kill(lost.pid, signal.SIGKILL)
+    wait_until(lambda: not lives(lost.pid), "it has been killed")
+    early.run(actors.open_pickle, data)
+    late.run(actors.open_pickle, other)
+    opened = pickle.loads(here)
+    for number, puppet in enumerate((early, late)):
+        puppet.run(actors.on_opened, actors.put_and_close, [number])
+    opened.close()
+    iq.close()
+    assert list(iq.get_consumer()) == [0, 1]
+    assert ends(iq) == "done"
+
+
+def test_opening_does_not_raise_on_a_broken_queue(stage: Stage, tmp_path: Path) -> None:
+    iq = stage.queue()
+    things = [iq.get_producer(), iq.get_producer(), iq]
+    data, other, queue = (pickle.dumps(thing) for thing in things)
+    early, late = stage.cast(None), stage.cast(None)
+    early.run(actors.open_pickle, queue)  # takes part before
+    break_channel(stage, iq, tmp_path / "inside")
+    early.run(actors.open_pickle, data)
+    late.run(actors.open_pickle, other)
+    pickle.loads(data)
+    for puppet in (early, late):
+        with pytest.raises(ChannelBroken):
+            puppet.run(actors.on_opened, actors.put, 1)
+
+
+def break_channel(stage: Stage, iq: IterableQueue[int], inside: Path) -> Puppet[Any]:
+    """Kill a process that has the lock before its name is on it, while another one is stopped.
+
+    Returns that other one, which goes on afterwards.
+    """
+    lost, stopped = (stage.cast(iq.get_consumer()) for _ in range(2))
+    stopped.run(actors.nothing)
+    os.kill(stopped.pid, signal.SIGSTOP)
+    lost.begin(actors.stay_inside, inside, False)
+    wait_until(inside.exists, "the process is inside the lock")
+    os.kill(lost.pid, signal.SIGKILL)
+    wait_until(lambda: not lives(lost.pid), "it has been killed")
+    with pytest.raises(ChannelBroken):
+        iq.statistics()
+    os.kill(stopped.pid, signal.SIGCONT)
+    return stopped
+
+
 # Adrift
 
 
@@ -719,6 +775,40 @@ def test_the_survivor_of_kills_leaves_nothing(stage: Stage) -> None:
     assert gone()
 
 
+def test_a_broken_queue_leaves_nothing(stage: Stage, tmp_path: Path) -> None:
+    iq = stage.queue()
+    gone = watcher(iq)
+    other = stage.cast(iq.get_consumer())
+    continued = break_channel(stage, iq, tmp_path / "inside")
+    assert isinstance(other.begin(actors.get).error(), ChannelBroken)
+    with pytest.raises(ChannelBroken):
+        iq.close()
+    for puppet in (other, continued):
+        puppet.go()
+    del iq
+    gc.collect()
+    wait_until(gone, "nothing is left", 5.0)
+
+
+@pytest.mark.parametrize("moment", ["named", "before its name is written"])
+def test_a_queue_leaves_nothing_after_a_kill_inside_the_lock(
+    stage: Stage, tmp_path: Path, moment: str
+) -> None:
+    """Nobody has found out before the last one leaves."""
+    iq, inside = stage.queue(), tmp_path / "inside"
+    gone = watcher(iq)
+    lost = stage.cast(iq.get_consumer())
+    lost.begin(actors.stay_inside, inside, moment == "named")
+    wait_until(inside.exists, "the process is inside the lock")
+    os.kill(lost.pid, signal.SIGKILL)
+    wait_until(lambda: not lives(lost.pid), "it has been killed")
+    del iq
+    gc.collect()
+    # What could not be removed without the lock is swept up.
+    assert _run_new(stage.processes, make_queue_and_tell)
+    wait_until(gone, "nothing is left", 5.0)
+
+
 def test_the_next_queue_sweeps_up_after_a_massacre(stage: Stage) -> None:
     victims = [stage.cast(None) for _ in range(2)]
     paths = [Path(path) for victim in victims for path in victim.run(make_queue_and_tell)]
@@ -728,7 +818,7 @@ def test_the_next_queue_sweeps_up_after_a_massacre(stage: Stage) -> None:
     for victim in victims:
         os.kill(victim.pid, signal.SIGKILL)
         wait_until(partial(has_ended, victim.pid), "it has been killed")
-    assert all(path.exists() for path in paths)
+    # From here on any queue that is made, by another test too, may remove them.
     assert _run_new(stage.processes, make_queue_and_tell)
     assert not any(path.exists() for path in paths)
     assert all(path.exists() for path in kept)  # whose maker lives

@@ -70,7 +70,7 @@ from iterable_queue._channel import Hand
 from iterable_queue._directory import Address
 from iterable_queue._ledger import Ledger
 from iterable_queue._liveness import is_held, try_hold
-from iterable_queue._shared import REMOVED, SUSPICION_S, SharedCore, attach, make_shared_core
+from iterable_queue._shared import REMOVED, SharedCore, attach, make_shared_core
 from tests.conftest import FORKS, Processes, wait_until
 
 FORK = multiprocessing.get_context("fork")
@@ -230,12 +230,13 @@ def test_it_can_not_be_joined_any_more(parts: Parts) -> None:
     late._left = True
 
 
-def test_leaving_without_the_lock(parts: Parts) -> None:
+def test_leaving_without_the_lock(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     """After some slices it just goes; the others find its endpoints as those of a dead one."""
     other = parts.join()
     out = parts.open(other, PRODUCER)
     with parts.maker.runtime.lock:
-        other.leave("", slices=1)
+        monkeypatch.setattr(_shared, "LEAVE_SLICES", 1)
+        other.leave("")
     assert parts.maker.ledger.is_open(*out)
     assert not parts.maker.is_alive(3)
     parts.look()
@@ -421,7 +422,8 @@ def is_4711(pid: int) -> bool:
 
 def suspect(parts: Parts) -> None:
     """As after having waited for it that long."""
-    parts.maker._nameless_since = time.monotonic() - SUSPICION_S - 0.1
+    parts.maker._nameless_at = time.monotonic()
+    parts.maker._nameless_since = parts.maker._nameless_at - _shared.DEATHLESS_S - 0.1
     parts.maker.try_transact(0.001, lambda: None)
 
 
@@ -429,24 +431,24 @@ def test_a_lock_with_nobodys_name_on_it_is_mended_after_some_time(parts: Parts) 
     other = nameless(parts)
     for _ in range(3):
         assert not parts.maker.try_transact(0.001, lambda: None)
-    assert parts.maker._nameless_since > 0
+    assert parts.maker._nameless_at > 0
     parts.die(other)
     began = time.monotonic()
     assert parts.maker.transact(int, "7") == 7
     assert time.monotonic() - began < 10
-    assert parts.maker._nameless_since == 0.0
+    assert parts.maker._nameless_at == 0.0
 
 
 def test_one_that_is_just_busy_is_no_longer_suspected(parts: Parts) -> None:
     """The lock is had meanwhile, or somebody writes a name."""
     other = nameless(parts)
     parts.maker.try_transact(0.001, lambda: None)
-    assert parts.maker._nameless_since > 0
+    assert parts.maker._nameless_at > 0
     other.ledger.head[HOLDER] = other.ledger.me
     parts.maker.try_transact(0.001, lambda: None)
-    assert parts.maker._nameless_since == 0.0
+    assert parts.maker._nameless_at == 0.0
     other.ledger.head[HOLDER] = 0
-    suspect_at = parts.maker._nameless_since
+    suspect_at = parts.maker._nameless_at
     other._shared_runtime._lock.release()
     assert not parts.maker._is_stuck()
     assert suspect_at == 0.0

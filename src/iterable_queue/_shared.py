@@ -106,11 +106,12 @@ LEAVE_SLICES: Final = 8
 """For how many slices a process that leaves waits for the lock."""
 SUSPICION_GAP_S: Final = 2.0
 """Suspicion begins anew if the lock was not seen like that for so long, in seconds."""
-DEATHLESS_S: Final = 5.0
+DEATHLESS_S: Final = 1.2
 """How long suspicion must last if no process that takes part is known to have died."""
-STUCK_S: Final = 0.4
-"""For how long, at last, it is watched without a gap, in seconds: a living process that was put
-aside between taking the lock and writing its name must have come back by then."""
+STUCK_LOOKS: Final = 300
+"""How often, at last, it is looked at, a millisecond apart: a living process that was put aside
+between taking the lock and writing its name must have come back by then. Looks, not seconds, since
+all processes stand still together when their machine does."""
 FORK_PATIENCE_S: Final = 1.0
 """How long a fork waits for the lock, in seconds."""
 SUSPICION_S: Final = 0.7
@@ -228,8 +229,7 @@ class SharedCore(Core):
 
     def _is_stuck(self) -> bool:
         """Whether the lock stays out of reach, with nobody's name on it, for some more time."""
-        until = time.monotonic() + STUCK_S
-        while time.monotonic() < until:
+        for _ in range(STUCK_LOOKS):
             try:
                 with self.runtime.trylock:
                     self._nameless_at = 0.0
