@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import shutil
 import signal
 import sys
 import time
@@ -39,6 +40,7 @@ from iterable_queue import (
     RemoteTraceback,
 )
 from iterable_queue import _cells as cells_
+from iterable_queue._shared import SharedCore
 from tests import actors
 from tests.actors import Call, Ended, Puppet, Stage, context_of
 from tests.conftest import START_METHODS, Context, Processes, lives, wait_until
@@ -1409,3 +1411,41 @@ def test_time_outs_hold_while_a_process_is_stopped_inside_the_lock(
     iq.close()
     assert reader.run(actors.drain) == late.run(actors.drain) == stopped.run(actors.drain) == []
     assert totals(iq) == Totals(0, 0, 0, 0, "done")
+
+
+# The directory is removed by somebody else
+
+
+@pytest.mark.parametrize("waits_in", ["get", "put"])
+def test_a_removed_directory_breaks_the_channel(stage: Stage, waits_in: str) -> None:
+    """For those who wait, who come later, and who have not come yet."""
+    iq = stage.queue(maxsize=1)
+    writer, late_writer = (stage.cast(iq.get_producer()) for _ in range(2))
+    reader, late_reader = (stage.cast(iq.get_consumer()) for _ in range(2))
+    finder = stage.cast(None)
+    data = pickle.dumps(iq.get_producer())
+    for puppet in (late_writer, late_reader, finder):
+        puppet.run(actors.nothing)
+    waiting: Call[Any]
+    if waits_in == "get":
+        waiting = reader.begin(actors.get)
+        wait_for_blocked(iq, consumers=1)
+    else:
+        waiting = writer.begin(actors.put, 1, 2)
+        wait_for_blocked(iq, producers=1)
+    assert isinstance(iq._core, SharedCore)
+    shutil.rmtree(iq._core.address.path)
+    removed = time.monotonic()
+    assert isinstance(waiting.error(timeout=5.0), ChannelBroken)
+    assert ended_in_time(waiting, removed)
+    finder.run(actors.open_pickle, data)
+    calls: list[Call[Any]] = [
+        late_writer.begin(actors.put, 1, 2),
+        late_reader.begin(actors.get, 2),
+        finder.begin(actors.on_opened, actors.put, 1),
+    ]
+    for call in calls:
+        assert isinstance(call.error(timeout=5.0), ChannelBroken)
+    for request in (iq.get_producer, iq.get_consumer, iq.statistics, iq.close, iq.join):
+        with pytest.raises(ChannelBroken):
+            request()

@@ -96,8 +96,9 @@ def test_who_leaves_without_a_token_is_uncounted() -> None:
     head, tokens, condition = made()
     condition.announce()
     condition.announce()
-    condition.retract()
-    assert head == [1]
+    for left in (1, 0):
+        condition.retract()
+        assert head == [left]
     assert tokens.waits == []
 
 
@@ -149,8 +150,8 @@ def test_no_sleeper_is_ever_without_a_count_or_a_token(seed: int) -> None:
 
 def test_tokens_wake_threads() -> None:
     tokens: Semaphore = TokenQueue()
-    assert not tokens.acquire(False)
-    assert not tokens.acquire(True, 0.001)
+    assert tokens.acquire(False) is False
+    assert tokens.acquire(True, 0.001) is False
     tokens.release()
     tokens.release()
     assert tokens.acquire(False)

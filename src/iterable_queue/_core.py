@@ -284,6 +284,8 @@ class Core:
         try:
             with self.runtime.trylock:
                 self._bury_dropped()
+        except ChannelBroken:
+            pass  # nobody counts any more
         except KeyError as error:
             if not is_lock_busy(error):
                 raise

@@ -106,6 +106,11 @@ class WouldDeadlock(IterableQueueError, RuntimeError):
     """
 
 
+REMOVED_BY_OTHERS = (
+    "the queue's directory was removed by somebody else, with all that was on it; make a new queue"
+)
+
+
 class RemoteTraceback(Exception):
     """The traceback of an error in another process, as text: the cause of its copy here."""
 

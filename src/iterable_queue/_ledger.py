@@ -132,6 +132,7 @@ from iterable_queue._cells import (
 )
 from iterable_queue._channel import EMPTY, Channel, Hand
 from iterable_queue._errors import (
+    REMOVED_BY_OTHERS,
     Cancelled,
     ChannelBroken,
     ConsumersGone,
@@ -205,6 +206,8 @@ class Ledger:
         head = self.head
         if head[HOLDER]:
             raise self._nested()
+        if head[STATE] & BROKEN:
+            raise self.refusal()
         head[HOLDER] = self.me or -os.getpid()
         try:
             if len(self.cells) < head[SLOTS] * SLOT_SIZE:
@@ -483,7 +486,7 @@ class Ledger:
         state = self.head[STATE]
         if state & BROKEN:
             reason = self._runtime.errors.reason()
-            return ChannelBroken(str(reason) if reason else "the shared state can't be trusted")
+            return ChannelBroken(str(reason) if reason else REMOVED_BY_OTHERS)
         if state & CANCELLED:
             reason = self._runtime.errors.reason()
             cancelled = Cancelled(

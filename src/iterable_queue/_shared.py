@@ -263,6 +263,7 @@ class SharedCore(Core):
     def _register(self) -> None:
         if self.ledger.head[REMOVED]:
             raise ChannelBroken("the queue is gone: every process that took part in it has ended")
+        self._check_directory()
         self.ledger.me = self.ledger.open_process(os.getpid(), self._hold_life)
 
     def _hold_life(self, slot: int) -> None:
@@ -292,10 +293,17 @@ class SharedCore(Core):
     def look(self) -> None:
         if time.monotonic() - self._looked_at >= LOOK_S:
             self._looked_at = time.monotonic()
+            self._check_directory()
             dead = [v.slot for v in self.ledger.views(PROCESS) if not self.is_alive(v.slot)]
             self.try_transact(BRIEFLY_S, partial(self._look, dead))
         else:
             super().look()
+
+    def _check_directory(self) -> None:
+        """Raises if somebody else has removed it; then everybody would seem to be dead."""
+        if not os.path.exists(f"{self.address.path}/cells"):
+            self.ledger.head[STATE] |= BROKEN
+            raise self.ledger.refusal()
 
     def look_now_and_then(self) -> None:
         self.look()
@@ -511,7 +519,10 @@ class SharedCore(Core):
         """Starting a process has come to its end, well or not."""
         self._launching.pop(id(launch.popen), None)
         launch.close()
-        self.transact(self._launched, launch)
+        try:
+            self.transact(self._launched, launch)
+        except ChannelBroken:
+            pass  # the next call says so
 
     def _launched(self, launch: _Launch) -> None:
         ledger = self.ledger
@@ -548,10 +559,11 @@ class SharedCore(Core):
         for _ in range(LEAVE_SLICES if takes_part else 0):
             try:
                 with self.runtime.lock:
+                    self._check_directory()
                     last = self.ledger.transact(self._leave, how, cause)
             except KeyError as error:
                 busy = error
-            except WouldDeadlock:
+            except (WouldDeadlock, ChannelBroken):
                 break
             else:
                 break

@@ -24,8 +24,9 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from iterable_queue._cells import CHANNEL, DROPPED, TAKEN
+from iterable_queue._cells import BROKEN, CHANNEL, DROPPED, STATE, TAKEN
 from iterable_queue._channel import EMPTY
+from iterable_queue._errors import REMOVED_BY_OTHERS, ChannelBroken
 
 if TYPE_CHECKING:
     from iterable_queue._runtime import Cells
@@ -167,7 +168,10 @@ class SpoolChannel:
                 return mine
         if number == 0 and not os.path.exists(self._name(0)):
             return self._create(0, 0)
-        fd = os.open(self._name(number), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            fd = os.open(self._name(number), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            raise self._gone() from None
         try:
             return Segment(number, fd)
         finally:
@@ -184,7 +188,10 @@ class SpoolChannel:
         size = max(size, needs + mmap.PAGESIZE - 1 & ~(mmap.PAGESIZE - 1))
         # It gets its name once it is whole; an append that died may have left one behind.
         new = f"{self._path}/new"
-        fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            raise self._gone() from None
         try:
             reserve(fd, size)
             segment = Segment(number, fd)
@@ -195,6 +202,11 @@ class SpoolChannel:
             raise
         finally:
             os.close(fd)
+
+    def _gone(self) -> ChannelBroken:
+        """Somebody else has removed the directory; every process of the queue sees the bit."""
+        self._head[STATE] |= BROKEN
+        return ChannelBroken(REMOVED_BY_OTHERS)
 
     def _recycle(self, segment: Segment) -> None:
         """A drained segment becomes the spare, unless there is one or it is oversized."""
