@@ -115,12 +115,12 @@ def test_the_line_is_that_of_the_outermost_library_call() -> None:
 
 
 def test_a_deadline() -> None:
-    assert deadline_of(True, None) is None
-    assert deadline_of(False, None) == 0.0
-    assert deadline_of(False, 5) == 0.0
+    assert deadline_of(True, None, time.monotonic) is None
+    assert deadline_of(False, None, time.monotonic) == 0.0
+    assert deadline_of(False, 5, time.monotonic) == 0.0
     before = time.monotonic()
     for timeout in (0, 2.5, True):
-        deadline = deadline_of(True, timeout)
+        deadline = deadline_of(True, timeout, time.monotonic)
         assert deadline is not None
         assert before + timeout <= deadline <= time.monotonic() + timeout
 
@@ -128,13 +128,13 @@ def test_a_deadline() -> None:
 @pytest.mark.parametrize("timeout", [-1, -0.001, float("nan")])
 def test_a_deadline_must_not_have_passed(timeout: float) -> None:
     with pytest.raises(ValueError, match="timeout must be 0 or more seconds, not"):
-        deadline_of(True, timeout)
+        deadline_of(True, timeout, time.monotonic)
 
 
 @pytest.mark.parametrize("timeout", ["1", b"", [], 1j])
 def test_a_deadline_must_be_a_number(timeout: Any) -> None:
     with pytest.raises(TypeError, match="timeout must be a number of seconds or None, not"):
-        deadline_of(True, timeout)
+        deadline_of(True, timeout, time.monotonic)
 
 
 def check_limit(value: object) -> None:

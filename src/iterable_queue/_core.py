@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
@@ -19,6 +18,7 @@ from iterable_queue import _forks
 from iterable_queue._cells import (
     FORKED,
     KIND_NAMES,
+    MAX_DELIVERIES,
     PROCESS,
     PRODUCER,
     QUEUE,
@@ -60,8 +60,8 @@ def user_line() -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
-def deadline_of(block: bool, timeout: float | None) -> float | None:
-    """The moment until which a call may wait, on `time.monotonic`; None: for ever."""
+def deadline_of(block: bool, timeout: float | None, monotonic: Callable[[], float]) -> float | None:
+    """The moment until which a call may wait, on the clock *monotonic*; None: for ever."""
     if not block:
         return 0.0
     if timeout is None:
@@ -69,7 +69,7 @@ def deadline_of(block: bool, timeout: float | None) -> float | None:
     _check(timeout, (int, float), "timeout must be a number of seconds or None")
     if not timeout >= 0:
         raise ValueError(f"timeout must be 0 or more seconds, not {timeout!r}")
-    return time.monotonic() + timeout
+    return monotonic() + timeout
 
 
 class _Waiting:
@@ -169,8 +169,8 @@ class Core:
         if deadline is None:
             self.transact(call)
             return True
-        while not self.try_transact(max(deadline - time.monotonic(), BRIEFLY_S), call):
-            if time.monotonic() >= deadline:
+        while not self.try_transact(max(deadline - self.runtime.monotonic(), BRIEFLY_S), call):
+            if self.runtime.monotonic() >= deadline:
                 return False
         return True
 
@@ -184,6 +184,10 @@ class Core:
         self.try_transact(BRIEFLY_S, self.ledger.settle)
 
     # -- waiting ---------------------------------------------------------------------------------
+
+    def deadline(self, block: bool, timeout: float | None) -> float | None:
+        """`deadline_of` on the clock of this queue's runtime."""
+        return deadline_of(block, timeout, self.runtime.monotonic)
 
     def wait(
         self,
@@ -203,7 +207,7 @@ class Core:
         waiting = _Waiting(condition)
         try:
             while not self._attempt(attempt, waiting, deadline):
-                left = SLICE_S if deadline is None else deadline - time.monotonic()
+                left = SLICE_S if deadline is None else deadline - self.runtime.monotonic()
                 if left <= 0:
                     return False
                 if not waiting.announced:
@@ -243,7 +247,8 @@ class Core:
         """One attempt; where it fails, the caller is announced as waiting, in the same turn."""
         lock = self.runtime.lock
         if deadline is not None:
-            lock = self.runtime.lock_within(max(deadline - time.monotonic(), BRIEFLY_S))
+            left = deadline - self.runtime.monotonic()
+            lock = self.runtime.lock_within(max(left, BRIEFLY_S))
         try:
             with lock:
                 self._nameless_at = 0.0
@@ -337,6 +342,40 @@ class Core:
             )
         else:
             self.ledger.close(view.slot, view.number)
+
+    def bury_endpoint(self, view: SlotView, how: str) -> None:
+        """End an endpoint whose process has died. Called with the lock held.
+
+        What a consumer had in hand is handed out again if the queue redelivers, or lost.
+        """
+        ledger = self.ledger
+        cut_short = view.kind == WORKER and bool(view.flags & cells_.UNASKED)
+        if view.in_hand:
+            lost = self._redeliver(view) if ledger.head[cells_.REDELIVER] else view.in_hand
+            if lost:
+                ledger.lose(view.slot, lost)
+                cut_short = cut_short or view.kind == WORKER
+        if view.kind == PRODUCER or cut_short:
+            packed = self.runtime.errors.pack(self.failure(view, how, None))
+            ledger.fail(view.slot, view.number, packed)
+        else:
+            ledger.close(view.slot, view.number)
+
+    def _redeliver(self, view: SlotView) -> int:
+        """Put back what the consumer had in hand. Returns how many items are lost all the same."""
+        kept = self.kept_in_hand(view)
+        lost = max(view.in_hand - len(kept), 0)
+        for payload, tag in kept[: view.in_hand]:
+            tries = (tag >> 48) + 1
+            if tries >= MAX_DELIVERIES:
+                lost += 1
+            else:
+                self.ledger.redeliver(view.slot, payload, tag & cells_.NUMBER_MASK | tries << 48)
+        return lost
+
+    def kept_in_hand(self, view: SlotView) -> list[tuple[Any, int]]:
+        """What was written down, by `Ledger.lease`, of the items that the endpoint has in hand."""
+        return []
 
     def failure(self, view: SlotView, how: str, cause: BaseException | None) -> ProducerFailed:
         """The error that says how the endpoint ended."""

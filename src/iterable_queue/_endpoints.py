@@ -10,7 +10,6 @@ import signal
 from collections.abc import Callable, Iterable
 from queue import Empty, Full
 from threading import get_ident
-from time import monotonic_ns
 from types import TracebackType
 from typing import Any, Generic, NoReturn, Self, TypeVar
 
@@ -27,7 +26,7 @@ from iterable_queue._cells import (
     WORKER,
 )
 from iterable_queue._channel import EMPTY, Hand
-from iterable_queue._core import Core, check_exception, check_int, deadline_of, user_line
+from iterable_queue._core import Core, check_exception, check_int, user_line
 from iterable_queue._errors import (
     ChannelBroken,
     ConsumerClosed,
@@ -75,6 +74,7 @@ class Endpoint:
         "_loads",
         "_locks",
         "_lost",
+        "_now",
         "_ready",
         "_size",
         "_stamp_at",
@@ -90,6 +90,7 @@ class Endpoint:
         self.slot: int = slot
         self.number: int = number
         self._ledger = core.ledger
+        self._now = core.runtime.now
         self._locks = (core.runtime.trylock,) * core.spins + (core.runtime.lock,)
         self._stamp_at = slot * cells_.SLOT_SIZE + cells_.STAMP
         self._ready = False
@@ -283,15 +284,15 @@ class _Putting(Endpoint, Generic[T]):
             head = self._head
             if self._ready and head[STATE] <= CLOSED:
                 self._append(item)
-                self._ledger.cells[self._stamp_at] = monotonic_ns()
+                self._ledger.cells[self._stamp_at] = self._now()
                 if head[WAIT_ITEM]:
                     self._core.transact(self._ledger.items.notify)
                 return
-        deadline = None if block and timeout is None else deadline_of(block, timeout)
+        deadline = None if block and timeout is None else self._core.deadline(block, timeout)
         if not self._ready:
             self._use(deadline, puts=True)
         payload = item if self._dumps is None else self._dumps(item)
-        self._ledger.cells[self._stamp_at] = monotonic_ns()
+        self._ledger.cells[self._stamp_at] = self._now()
         if deadline is None:
             for lock in self._locks:
                 try:
@@ -384,7 +385,7 @@ class _Getting(Endpoint, Generic[T]):
             item = self._get_now(hand)
             if item is not EMPTY:
                 return item  # type: ignore[no-any-return]
-        deadline = None if block and timeout is None else deadline_of(block, timeout)
+        deadline = None if block and timeout is None else self._core.deadline(block, timeout)
         if not self._ready:
             self._use(deadline)
         if hand is None:
@@ -399,7 +400,7 @@ class _Getting(Endpoint, Generic[T]):
         pending = hand.pending
         try:
             if not pending:
-                self._ledger.cells[self._stamp_at] = monotonic_ns()
+                self._ledger.cells[self._stamp_at] = self._now()
                 if deadline is None:
                     for lock in self._locks:
                         try:
@@ -432,7 +433,7 @@ class _Getting(Endpoint, Generic[T]):
         queued = self._size()
         if queued > hand.peak:  # noqa: PLR1730 - a call of max() would cost as much as all this
             hand.peak = queued
-        self._ledger.cells[self._stamp_at] = monotonic_ns()
+        self._ledger.cells[self._stamp_at] = self._now()
         pending = hand.pending
         try:
             if not pending:

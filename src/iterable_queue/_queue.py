@@ -14,7 +14,6 @@ from iterable_queue._core import (
     check_bool,
     check_exception,
     check_int,
-    deadline_of,
     thread_core,
     user_line,
 )
@@ -176,8 +175,8 @@ class IterableQueue(Generic[T]):
             ProducerFailed, ItemsLost, ConsumersGone, Cancelled, ChannelBroken: it ended otherwise.
             WouldDeadlock: inside this handle's own `with` block, before `close()`.
         """
-        deadline = deadline_of(True, timeout)
         core = self._here()
+        deadline = core.deadline(True, timeout)
         if self._entered and not core.ledger.head[cells_.STATE] & cells_.CLOSED:
             raise WouldDeadlock(
                 "join() inside the queue's own `with` block would wait for the block's end, which "

@@ -166,6 +166,10 @@ class Runtime(Protocol):
         """Nanoseconds on the monotonic clock, the same one in every process."""
         ...
 
+    def monotonic(self) -> float:
+        """The same clock in seconds, for deadlines."""
+        ...
+
     def lock_within(self, timeout_s: float) -> Lock:
         """The same lock, for which a `with` waits at most *timeout_s* (and a slice)."""
         ...
@@ -228,6 +232,7 @@ class ThreadRuntime:
     """Plain lists, a re-entrant lock (so that a nested call can be told and refused), tokens."""
 
     now = staticmethod(time.monotonic_ns)
+    monotonic = staticmethod(time.monotonic)
 
     def __init__(self, head_size: int, waiters: tuple[int, int, int]) -> None:
         self.head: Cells = [0] * head_size

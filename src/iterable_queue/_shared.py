@@ -53,7 +53,6 @@ from iterable_queue._cells import (
     FORKED,
     HOLDER,
     LINEAGE,
-    MAX_DELIVERIES,
     NUMBER,
     PROCESS,
     PRODUCER,
@@ -339,41 +338,19 @@ class SharedCore(Core):
         )
         for view in self.ledger.views(PRODUCER, CONSUMER, WORKER, QUEUE):
             if view.owner == process.slot:
-                self._bury_endpoint(view, how)
+                self.bury_endpoint(view, how)
+                self._unlink(self._name("h", view.slot))
             elif view.kind == QUEUE and view.maker == process.slot:
                 self.end(view, how)
         self._release(process.slot)
 
-    def _bury_endpoint(self, view: SlotView, how: str) -> None:
-        ledger = self.ledger
-        cut_short = view.kind == WORKER and (view.flags & cells_.UNASKED)
-        if view.in_hand:
-            lost = self._redeliver(view) if ledger.lease is not None else view.in_hand
-            if lost:
-                ledger.lose(view.slot, lost)
-                cut_short = cut_short or view.kind == WORKER
-        if view.kind == PRODUCER or cut_short:
-            packed = self.runtime.errors.pack(self.failure(view, how, None))
-            ledger.fail(view.slot, view.number, packed)
-        else:
-            ledger.close(view.slot, view.number)
-        self._unlink(self._name("h", view.slot))
-
-    def _redeliver(self, view: SlotView) -> int:
-        """Put back what the consumer had in hand. Returns how many items are lost all the same."""
+    def kept_in_hand(self, view: SlotView) -> list[tuple[Any, int]]:
         try:
             with open(self._name("h", view.slot), "rb") as file:
                 kept: list[tuple[bytes, int]] = pickle.load(file)
         except (FileNotFoundError, EOFError):
-            kept = []
-        lost = max(view.in_hand - len(kept), 0)
-        for payload, tag in kept[: view.in_hand]:
-            tries = (tag >> 48) + 1
-            if tries >= MAX_DELIVERIES:
-                lost += 1
-            else:
-                self.ledger.redeliver(view.slot, payload, tag & cells_.NUMBER_MASK | tries << 48)
-        return lost
+            return []
+        return kept
 
     def _release(self, process: int) -> None:
         self.ledger.release_process(process)

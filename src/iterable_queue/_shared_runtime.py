@@ -98,6 +98,7 @@ class SharedRuntime:
     """Cells in a mapped file, and the context's semaphores, opened by name."""
 
     now = staticmethod(time.monotonic_ns)
+    monotonic = staticmethod(time.monotonic)
 
     def __init__(self, address: Address) -> None:
         self._path = f"{address.path}/cells"
