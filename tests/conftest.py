@@ -253,6 +253,11 @@ _stderr = pytest.StashKey[int]()
 _at_start = pytest.StashKey[set[int]]()
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Most of these tests wait more than they compute."""
+    return 2 * len(os.sched_getaffinity(0))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Let orphans fall to this process, where they are found."""
     config.stash[_stderr] = os.dup(2)  # not captured: for a last word

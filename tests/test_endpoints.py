@@ -816,9 +816,10 @@ def test_failing(make: Make, kind: str) -> None:
     assert queue.statistics().failures == 1
 
 
+@pytest.mark.parametrize("maxsize", [0, 3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_after_close_each_call_says_so(make: Make, kind: str) -> None:
-    queue = make(3)
+def test_after_close_each_call_says_so(make: Make, kind: str, maxsize: int) -> None:
+    queue = make(maxsize)
     thing = endpoint(queue, kind)
     thing.close()
     assert thing.closed

@@ -305,7 +305,7 @@ def test_consumers_gone(iq: IterableQueue[Any]) -> None:
     out.put(1)
     iq.close()
     source.close()
-    text = r"last consumer has gone, with 1 item\(s\) left.*keep a consumer open until Done"
+    text = r"no consumer is left, with 1 item\(s\) left.*keep a consumer open until Done"
     with pytest.raises(ConsumersGone, match=text):
         out.put(2)
     with pytest.raises(ConsumersGone, match=text):

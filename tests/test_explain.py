@@ -186,9 +186,7 @@ def test_an_abandoned_queue_says_so(queue: IterableQueue[int]) -> None:
     out = queue.get_producer()
     queue.get_consumer().close()
     queue.close()
-    assert lines_of(queue)[0].startswith(
-        "abandoned: the queue is closed and its last consumer has gone"
-    )
+    assert lines_of(queue)[0].startswith("abandoned: the queue is closed and no consumer is left")
     out.close()
 
 

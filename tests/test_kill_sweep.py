@@ -5,7 +5,7 @@ line of the package, inside the queue's lock as well as outside. Afterwards the 
 an item, come to an end within `SURVIVE_S`, and find counts that add up.
 
 `pytest -m soak tests/test_kill_sweep.py -n 0 -s` kills at each line and prints how many these were;
-without the mark every `STRIDE`-th is tried.
+without the mark one in so many (`STRIDES`) is tried.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import pytest
 
 import iterable_queue
 from iterable_queue import (
+    Cancelled,
     Consumer,
     Done,
     ItemsLost,
@@ -39,7 +40,8 @@ FORK = multiprocessing.get_context("fork")
 PACKAGE = os.path.dirname(iterable_queue.__file__)
 SURVIVE_S = 5.0
 """Well above the two seconds that are promised, for a machine that is busy with other things."""
-STRIDE = 37
+MARK = 1_000_000
+"""The survivors' item. A worker that lives long enough takes it and puts one less, and so on."""
 
 
 def _kill_at(line: int) -> None:
@@ -84,8 +86,23 @@ def _work(tree: Worker[int], line: int) -> None:
     sys.settrace(None)
 
 
+def _manage(queue: IterableQueue[int], line: int) -> None:
+    """The queue's own calls, and endpoints that are made and end in the child."""
+    _kill_at(line)
+    with queue.get_producer() as out, queue.get_consumer():
+        out.put(1)
+        out.clone().close()
+    queue.get_worker().fail(ValueError("on purpose"))
+    queue.statistics()
+    queue.explain()
+    queue.cancel(ValueError("on purpose"))
+    sys.settrace(None)
+
+
 def _actor(queue: IterableQueue[int], script: str) -> Any:
-    """The endpoint that the script runs on, with what it needs to find on the queue."""
+    """What the script runs on, with what it needs to find on the queue."""
+    if script == "manage":
+        return queue
     if script == "produce":
         return queue.get_producer()
     with queue.get_producer() as out:
@@ -98,7 +115,10 @@ SCRIPTS: dict[str, Callable[[Any, int], None]] = {
     "produce": _produce,
     "consume": _consume,
     "work": _work,
+    "manage": _manage,
 }
+
+STRIDES = {"produce": 23, "consume": 31, "work": 61, "manage": 191}
 
 
 def _one_kill(script: str, line: int) -> str:
@@ -135,22 +155,23 @@ def _survive(queue: IterableQueue[int], others: Consumer[int], child: int, scrip
                 break
             time.sleep(0.001)
         try:
-            with queue.get_producer() as out:
-                out.put(99, timeout=SURVIVE_S)
-            queue.close()
             seen: list[int] = []
             try:
+                with queue.get_producer() as out:
+                    out.put(MARK, timeout=SURVIVE_S)
+                queue.close()
                 for n in others:
                     seen.append(n)
-            except ProducerFailed:
+            except (ProducerFailed, Cancelled):
                 pass
-            if 99 not in seen and not queue.statistics().lost:
+            stats = queue.statistics()
+            if max(seen, default=0) < MARK - 1000 and not stats.lost and stats.state != "cancelled":
                 outcome.append(f"the survivors' item was lost: {seen}")
                 return
             others.close()
             try:
                 queue.join(SURVIVE_S)
-            except (ProducerFailed, ItemsLost, Done):
+            except (ProducerFailed, ItemsLost, Done, Cancelled):
                 pass
             stats = queue.statistics()
             while (lives(child) or stats.open_workers) and time.monotonic() < deadline:
@@ -159,7 +180,7 @@ def _survive(queue: IterableQueue[int], others: Consumer[int], child: int, scrip
             if (
                 stats.queued
                 or stats.open_producers + stats.open_consumers + stats.open_workers
-                or stats.put != stats.taken
+                or stats.put != stats.taken + stats.dropped
                 or stats.taken != stats.finished + stats.lost
             ):
                 outcome.append(f"the counts are wrong: {stats}")
@@ -188,9 +209,10 @@ def _sweep(script: str, first: int, stride: int) -> Counter[str]:
 
 @FORKS
 @pytest.mark.time_limit(240)
+@pytest.mark.parametrize("half", [0, 1])
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_some_lines(script: str) -> None:
-    counts = _sweep(script, 1, STRIDE)
+def test_some_lines(script: str, half: int) -> None:
+    counts = _sweep(script, 1 + half * STRIDES[script], 2 * STRIDES[script])
     assert set(counts) == {"whole"}, counts
 
 

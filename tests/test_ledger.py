@@ -937,6 +937,20 @@ def test_what_was_taken_and_not_returned_is_given_back(desk: Desk, kind: int) ->
 
 
 @pytest.mark.parametrize("kind", [CONSUMER, WORKER])
+def test_what_is_given_back_after_a_cancel_is_dropped(desk: Desk, kind: int) -> None:
+    out, source = desk.open(PRODUCER), desk.open(kind)
+    out.put("a")
+    out.put("b")
+    assert source.take(1)
+    desk.ledger.cancel(None)
+    desk.ledger.give_back(source.slot, source.hand)
+    assert desk.channel.size() == 0
+    assert desk.head[DROPPED] == 2
+    assert desk.ledger.put_in_all() == (2, 0)
+    assert desk.ledger.finished() == desk.ledger.in_hand() == 0
+
+
+@pytest.mark.parametrize("kind", [CONSUMER, WORKER])
 def test_items_are_lost(desk: Desk, kind: int) -> None:
     out, source = desk.open(PRODUCER), desk.open(kind)
     for n in range(3):
@@ -1857,7 +1871,8 @@ def test_mend_makes_whole_what_a_killed_holder_left(
             check_totals(ledger, len(it.put))
             assert not (ledger.head[STATE] & CANCELLED and ledger.channel.size())
         gone = before - {view.slot for view in ledger.views()}
-        assert len(gone) <= ("close" in act or "fail" in act), "no other slot was lost"
+        ends = any(end in act for end in ("close", "fail", "cancel"))
+        assert len(gone) <= ends, "no other slot was lost"
         ledger.head[HOLDER] = 0
         it.bury()
         check_slots(ledger)
@@ -1877,6 +1892,15 @@ def test_mend_finds_all_free_slots(desk: Desk) -> None:
     desk.ledger.mend()
     check_slots(desk.ledger)
     assert {desk.open(PRODUCER).slot for _ in range(3)} == {1, 4, 5}
+
+
+def test_mend_frees_the_slot_of_a_queue_that_was_being_closed(desk: Desk) -> None:
+    desk.ledger.mend()
+    assert desk.ledger.is_open(2, 0)
+    desk.head[STATE] |= CLOSED
+    desk.ledger.mend()
+    assert not desk.ledger.is_open(2, 0)
+    assert desk.open(CONSUMER).slot == 2
 
 
 def test_mend_takes_a_take_back_once(desk: Desk) -> None:

@@ -755,6 +755,16 @@ def test_what_is_in_hand_is_written_to_a_file(redelivering: Parts) -> None:
         assert [payload for payload, _ in pickle.load(file)] == [b"c"]
 
 
+def test_nothing_comes_again_after_a_cancel(redelivering: Parts) -> None:
+    other, _ = in_hand(redelivering, [b"a", b"b"])
+    maker = redelivering.maker
+    maker.transact(maker.ledger.cancel, None)
+    redelivering.die(other)
+    redelivering.look()
+    assert maker.ledger.channel.size() == 0
+    assert maker.ledger.head[cells_.LOST] == 2
+
+
 def test_what_a_dead_one_had_in_hand_comes_again(redelivering: Parts) -> None:
     other, slot = in_hand(redelivering, [b"a", b"b"])
     redelivering.die(other)

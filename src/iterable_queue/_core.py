@@ -16,6 +16,7 @@ from weakref import WeakSet
 from iterable_queue import _cells as cells_
 from iterable_queue import _forks
 from iterable_queue._cells import (
+    CANCELLED,
     FORKED,
     KIND_NAMES,
     MAX_DELIVERIES,
@@ -351,7 +352,9 @@ class Core:
         ledger = self.ledger
         cut_short = view.kind == WORKER and bool(view.flags & cells_.UNASKED)
         if view.in_hand:
-            lost = self._redeliver(view) if ledger.head[cells_.REDELIVER] else view.in_hand
+            lost = view.in_hand
+            if ledger.head[cells_.REDELIVER] and not ledger.head[cells_.STATE] & CANCELLED:
+                lost = self._redeliver(view)
             if lost:
                 ledger.lose(view.slot, lost)
                 cut_short = cut_short or view.kind == WORKER

@@ -218,7 +218,8 @@ class Endpoint:
 
     def full(self) -> bool:
         """`qsize() >= maxsize`; always False on an unbounded queue."""
-        return 0 < self._ledger.head[cells_.MAXSIZE] <= self.qsize()
+        queued = self.qsize()
+        return 0 < self._ledger.head[cells_.MAXSIZE] <= queued
 
     def _open_clone(self) -> tuple[Core, int, int]:
         self._touch()

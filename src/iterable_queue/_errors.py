@@ -57,7 +57,7 @@ class ProducerFailed(IterableQueueError):
 
 
 class ConsumersGone(IterableQueueError):
-    """Nobody will take what is put: the queue is closed and its last consumer has gone."""
+    """Nobody will take what is put: the queue is closed and no consumer is left."""
 
 
 class Cancelled(IterableQueueError):

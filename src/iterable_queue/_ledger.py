@@ -258,7 +258,7 @@ class Ledger:
             if head[STATE] & (CANCELLED | BROKEN):
                 raise self.refusal()
             if hand.pull is not None:
-                return self._take_lean(slot * SLOT_SIZE, hand, limit)
+                return self._take_lean(hand, limit)
             channel = self.channel
             pending = hand.pending
             taken = head[TAKEN]
@@ -313,7 +313,7 @@ class Ledger:
         finally:
             head[HOLDER] = 0
 
-    def _take_lean(self, base: int, hand: Hand, limit: int) -> bool:
+    def _take_lean(self, hand: Hand, limit: int) -> bool:
         """`take` for a hand that counts by itself."""
         assert hand.pull is not None
         hand.idle_at = hand.taken
@@ -363,7 +363,10 @@ class Ledger:
             cells[base + FLAGS] = flags & ~UNASKED
 
     def give_back(self, slot: int, hand: Hand) -> None:
-        """Put the payloads back that an interrupted `get` took and never returned."""
+        """Put the payloads back that an interrupted `get` took and never returned.
+
+        After a cancel they are dropped, as all that was left.
+        """
         base = slot * SLOT_SIZE
         head, cells = self.head, self.cells
         while hand.pending:
@@ -377,6 +380,8 @@ class Ledger:
                 hand.held -= 1
             del hand.pending[0]
             self.items.notify()
+        if head[STATE] & CANCELLED:
+            self._drop_all()
 
     def taken(self) -> int:
         """Hand-outs to user code. Call `fold` first."""
@@ -495,7 +500,7 @@ class Ledger:
             cancelled.__cause__ = reason
             return cancelled
         return ConsumersGone(
-            "the queue is closed and its last consumer has gone, with "
+            "the queue is closed and no consumer is left, with "
             f"{self.channel.size()} item(s) left and {self.head[PRODUCERS]} producer(s) open; keep "
             "a consumer open until Done"
         )
@@ -742,9 +747,12 @@ class Ledger:
         if packed is not None:
             self._runtime.errors.set_reason(packed)
         head[STATE] |= CANCELLED | CLOSED
-        head[DROPPED] += self.channel.size()
-        self.channel.clear()
+        self._drop_all()
         self._wake_everybody()
+
+    def _drop_all(self) -> None:
+        self.head[DROPPED] += self.channel.size()
+        self.channel.clear()
 
     def mend(self) -> None:
         """Make whole what a holder of the lock left half done that died. May be done again."""
@@ -755,7 +763,8 @@ class Ledger:
         for slot in range(head[SLOTS] - 1, 0, -1):
             base = slot * SLOT_SIZE
             kind = cells[base + KIND]
-            if kind == FREE:
+            if kind == FREE or (kind == QUEUE and head[STATE] & CLOSED):
+                cells[base + KIND] = FREE  # of a close, STATE is stored first
                 cells[base + NEXT] = free
                 free = slot
                 continue
@@ -772,7 +781,7 @@ class Ledger:
         head[EVER] = max(head[EVER], head[CONSUMERS] + head[WORKERS])
         head[FAILED] = self._runtime.errors.count()
         if head[STATE] & CANCELLED:
-            head[DROPPED] += self.channel.size()
+            self._drop_all()
         self.settle()
 
     def mark_broken(self, packed: object) -> None:

@@ -223,7 +223,8 @@ class IterableQueue(Generic[T]):
 
     def full(self) -> bool:
         """`qsize() >= maxsize`; always False on an unbounded queue."""
-        return 0 < self._core.ledger.head[cells_.MAXSIZE] <= self.qsize()
+        queued = self.qsize()
+        return 0 < self._core.ledger.head[cells_.MAXSIZE] <= queued
 
     def statistics(self) -> Statistics:
         """A snapshot of the counts."""
