@@ -43,7 +43,7 @@ from iterable_queue import _cells as cells_
 from iterable_queue._shared import SharedCore
 from tests import actors
 from tests.actors import Call, Ended, Puppet, Stage, context_of
-from tests.conftest import START_METHODS, Context, Processes, lives, wait_until
+from tests.conftest import START_METHODS, Context, Processes, lives, on_this_machine, wait_until
 
 KNOWN_WITHIN_S = 2.0
 """How long it may take until a process's end is known to all others that wait."""
@@ -570,7 +570,7 @@ def test_cancel_wakes_everybody(any_stage: Stage) -> None:
         error = call.error()
         assert isinstance(error, Cancelled)
         assert repr(error.__cause__) == "ValueError('stop')"
-        assert call.outcome().at - began < KNOWN_WITHIN_S
+        assert call.outcome().at - began < on_this_machine(KNOWN_WITHIN_S)
     assert full.statistics().dropped == 1
     with pytest.raises(Cancelled):
         full.get_producer()
@@ -620,7 +620,7 @@ def leave(puppet: Puppet[Any], way: Way) -> float:
 
 def ended_in_time(call: Call[Any], since: float) -> bool:
     """Whether the call ended soon enough after the moment *since*."""
-    return call.outcome().at - since < KNOWN_WITHIN_S
+    return call.outcome().at - since < on_this_machine(KNOWN_WITHIN_S)
 
 
 def test_a_producers_process_ends_while_it_is_idle(stage: Stage, way: Way) -> None:
@@ -836,7 +836,7 @@ def test_a_producer_is_killed_while_it_waits_in_put(stage: Stage) -> None:
         call.result()
     assert items == [1, 3, 4]  # what was not put never happened
     assert_failed(error, lost, WAYS["is killed"])
-    assert time.monotonic() - ended < KNOWN_WITHIN_S
+    assert time.monotonic() - ended < on_this_machine(KNOWN_WITHIN_S)
     assert totals(iq) == Totals(3, 3, 3, 0, "failed", failures=1)
 
 
@@ -1002,7 +1002,7 @@ def named(request: pytest.FixtureRequest) -> bool:
 def known_in_time(call: Call[Any], since: float, *, named: bool, later: float = 0.0) -> bool:
     """`ended_in_time` for the death of a process that had the lock."""
     allowed = KNOWN_WITHIN_S + later + (0.0 if named else NAMELESS_S)
-    return call.outcome().at - since < allowed
+    return call.outcome().at - since < on_this_machine(allowed)
 
 
 def test_a_producer_is_killed_inside_the_lock(stage: Stage, tmp_path: Path, named: bool) -> None:
@@ -1121,7 +1121,9 @@ def test_everybody_in_the_lock_one_after_another_is_killed(
     writer.run(actors.close)
     iq.close()
     assert reader.run(actors.drain) == [3, 4, 10, 11, 12]
-    wait_until(lambda: iq.statistics().lost == 3, "three deaths are known", KNOWN_WITHIN_S)
+    wait_until(
+        lambda: iq.statistics().lost == 3, "three deaths are known", on_this_machine(KNOWN_WITHIN_S)
+    )
     assert totals(iq) == Totals(8, 8, 5, 0, "done", lost=3)
 
 
@@ -1209,7 +1211,7 @@ def test_a_kill_before_the_name_is_written_beside_a_stopped_process_breaks_the_c
     ]
     for call in late_calls:
         assert isinstance(call.error(), ChannelBroken)
-        assert call.outcome().at - call.outcome().began < KNOWN_WITHIN_S
+        assert call.outcome().at - call.outcome().began < on_this_machine(KNOWN_WITHIN_S)
     requests: list[Callable[[], object]] = [
         iq.get_producer,
         iq.get_consumer,
@@ -1310,7 +1312,7 @@ def assert_timed_out(call: Call[Any], error: type[BaseException] | None, timeout
         assert outcome.value is False
     else:
         assert type(outcome.error) is error
-    assert timeout <= outcome.at - outcome.began < timeout + LATE_S
+    assert timeout <= outcome.at - outcome.began < timeout + on_this_machine(LATE_S)
 
 
 @pytest.mark.parametrize("stopped_in", ["nothing", "get", "put"])
@@ -1338,7 +1340,7 @@ def test_a_stopped_process_delays_only_itself(stage: Stage, stopped_in: str) -> 
     reading = consumer.begin(actors.get)
     producer.run(actors.put, 2)
     assert reading.result() == [2]
-    assert reading.outcome().at - began < LATE_S
+    assert reading.outcome().at - began < on_this_machine(LATE_S)
     assert_timed_out(consumer.begin(actors.get_within, 0.3), Empty, 0.3)
     producer.run(actors.put, 3)
     assert_timed_out(producer.begin(actors.put_within, 4, 0.3), Full, 0.3)
