@@ -248,6 +248,20 @@ def test_endpoints_can_be_had_of_a_filled_queue() -> None:
         source.get_nowait()
 
 
+def test_consumers_can_be_had_of_it_though_the_first_have_gone() -> None:
+    fake = FakeQueue([1, 2, 3])
+    with fake.get_consumer() as source:
+        assert source.get() == 1
+    assert fake.statistics().state == "abandoned"
+    fake.kill(fake.get_consumer())
+    late = fake.get_producer()
+    with pytest.raises(ConsumersGone):
+        late.put(4)
+    late.close()
+    assert list(fake.get_consumer()) == [2, 3]
+    assert fake.join()
+
+
 def end_by_close(fake: FakeQueue[int]) -> None:
     fake.close()
 
@@ -411,8 +425,9 @@ def test_it_does_not_block_where_a_real_one_would_raise() -> None:
     source.close()
     with pytest.raises(ConsumersGone):
         out.put(2)
-    with pytest.raises(ConsumersGone):
-        fake.join()
+    for call in (fake.join, fake.get_consumer):
+        with pytest.raises(ConsumersGone):
+            call()
 
 
 # Time

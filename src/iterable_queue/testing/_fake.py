@@ -25,6 +25,7 @@ from typing import Any, Final, Literal, NoReturn, ParamSpec, TypeVar, cast
 from iterable_queue import _cells as cells_
 from iterable_queue import _endpoints
 from iterable_queue._cells import (
+    ABANDONED,
     CANCELLED,
     CLOSED,
     KIND_NAMES,
@@ -331,9 +332,13 @@ class _Ledger(Ledger):
             del dying[at]
 
     def open(self, kind: int, site: str, *, clone: bool = False) -> tuple[int, int]:
-        clone = clone or (self.sealed and self.head[STATE] == CLOSED)
-        slot, number = super().open(kind, site, clone=clone)
+        late = self.sealed and self.head[STATE] | ABANDONED == CLOSED | ABANDONED
+        if late:
+            self.head[STATE] = CLOSED  # had it been made before, the queue would not be abandoned
+        slot, number = super().open(kind, site, clone=clone or late)
         self.log.add(Opened, kind, number)
+        if late:
+            self.settle()  # for a producer nothing has changed
         return slot, number
 
     def close(self, slot: int, number: int) -> bool:
@@ -525,8 +530,8 @@ class FakeQueue(IterableQueue[T]):
     that polls ends.
 
     Endings, bounds, failures and counts are those of the code that ships. Copies and pickles of
-    its endpoints, or of the queue itself, raise `TypeError`. Any call in another thread than the
-    one that made it raises `RuntimeError` and changes nothing.
+    its endpoints, or of the queue itself, raise `TypeError`. A call in another thread than the one
+    that made it raises `RuntimeError` and changes nothing; only sizes may be asked for anywhere.
 
     Args:
         items: what is on the queue to begin with, put by producer 1, which has closed; then the
