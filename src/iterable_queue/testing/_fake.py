@@ -20,7 +20,7 @@ import queue as queues
 from collections.abc import Callable, Iterable
 from functools import partial
 from threading import get_ident
-from typing import Any, Final, Literal, NoReturn, ParamSpec, TypeVar, cast
+from typing import Any, ClassVar, Final, Literal, NoReturn, ParamSpec, TypeVar, cast
 
 from iterable_queue import _cells as cells_
 from iterable_queue import _endpoints
@@ -77,7 +77,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 U = TypeVar("U")
 
-TIMEOUTS_IN_A_ROW: Final = 1000
+MAX_TIMEOUTS: Final = 1000
 """So many calls may give up one after another, with no change to the queue in between."""
 
 
@@ -430,7 +430,7 @@ class _Core(Core):
                 ledger.sealed = False
                 log.add(Ended, kind, number, "")
             return True
-        if log.idle >= TIMEOUTS_IN_A_ROW:
+        if log.idle >= MAX_TIMEOUTS:
             raise WouldBlock(
                 f"{_caller(endpoint)} gave up in vain, after {log.idle} other calls in a row that "
                 "did and changed nothing: a loop that polls like this would go on for ever.\n"
@@ -525,9 +525,9 @@ class FakeQueue(IterableQueue[T]):
 
     Where a real queue would wait for ever, a call raises `WouldBlock`, with `explain()` in its
     text. Where a time-out was given, virtual time passes and the call gives up: `Empty`, `Full`, or
-    False from `join`. After 1,000 calls in a row that gave up (those that were not to wait among
-    them) and no change to the queue in between, the next one raises `WouldBlock` as well, so a loop
-    that polls ends.
+    False from `join`. After `MAX_TIMEOUTS` (1,000) calls in a row that gave up (those that were not
+    to wait among them) and no change to the queue in between, the next one raises `WouldBlock` as
+    well, so a loop that polls ends.
 
     Endings, bounds, failures and counts are those of the code that ships. Copies and pickles of
     its endpoints, or of the queue itself, raise `TypeError`. A call in another thread than the one
@@ -550,6 +550,9 @@ class FakeQueue(IterableQueue[T]):
         TypeError, ValueError: for an argument of the wrong kind, by its name.
         Exception: whatever pickling one of *items* raises.
     """
+
+    MAX_TIMEOUTS: ClassVar[int] = MAX_TIMEOUTS
+    """How many calls in a row may give up with no change to the queue in between."""
 
     __slots__ = ()
 
@@ -646,9 +649,10 @@ class FakeQueue(IterableQueue[T]):
             if isinstance(event, Taken) and not isinstance(event.item, Unreadable):
                 items.append(event.item)
             elif isinstance(event, Returned):
-                at = next((n for n, item in enumerate(items) if item is event.item), None)
-                if at is not None:
-                    del items[at]
+                for at in reversed(range(len(items))):
+                    if items[at] is event.item:
+                        del items[at]
+                        break
         return items
 
     @property
