@@ -18,7 +18,6 @@ import math
 import os
 import queue as queues
 from collections.abc import Callable, Iterable
-from functools import partial
 from threading import get_ident
 from typing import Any, ClassVar, Final, Literal, NoReturn, ParamSpec, TypeVar, cast
 
@@ -59,7 +58,7 @@ from iterable_queue.testing._events import (
     Failed,
     Finished,
     Killed,
-    Kind,
+    Log,
     Lost,
     Opened,
     Put,
@@ -68,7 +67,6 @@ from iterable_queue.testing._events import (
     Returned,
     Stopped,
     Taken,
-    TimedOut,
     Unreadable,
 )
 
@@ -203,58 +201,6 @@ class _TaggedChannel(ThreadChannel):
         return data, tag
 
 
-class _Log:
-    """What happened. An item is opened once, and not before somebody reads the history.
-
-    Attributes:
-        idle: how many calls have given up since the last change.
-    """
-
-    def __init__(self, loads: Callable[[Any], Any]) -> None:
-        self.idle = 0
-        self._loads = loads
-        self._opened: dict[int, tuple[Any, Any]] = {}
-        """By id of the payload, which is kept so that the id stays its own: it and its item."""
-        self._unread: list[Callable[[], QueueEvent[Any]]] = []
-        self._events: tuple[QueueEvent[Any], ...] = ()
-
-    def add(
-        self, event: Callable[..., QueueEvent[Any]], kind: int, number: int, *said: Any
-    ) -> None:
-        self._unread.append(partial(event, _name(kind), number, *said))
-        self.idle = 0
-
-    def add_item(
-        self, event: Callable[..., QueueEvent[Any]], kind: int, number: int, payload: Any
-    ) -> None:
-        self._unread.append(lambda: event(_name(kind), number, self._open(payload)))
-        self.idle = 0
-
-    def add_timeout(self, kind: int, number: int, seconds: float) -> None:
-        idle = self.idle + 1
-        self.add(TimedOut, kind, number, seconds)
-        self.idle = idle
-
-    def _open(self, payload: Any) -> Any:
-        if id(payload) not in self._opened:
-            try:
-                item = self._loads(payload)
-            except Exception:
-                item = Unreadable(bytes(payload))
-            self._opened[id(payload)] = payload, item
-        return self._opened[id(payload)][1]
-
-    def read(self) -> tuple[QueueEvent[Any], ...]:
-        if self._unread:
-            self._events += tuple(make() for make in self._unread)
-            self._unread.clear()
-        return self._events
-
-
-def _name(kind: int) -> Kind:
-    return cast("Kind", KIND_NAMES[kind])
-
-
 class _Ledger(Ledger):
     """The shipped state machine, which tells the log of each transition that it has made.
 
@@ -268,7 +214,7 @@ class _Ledger(Ledger):
 
     __slots__ = ("_failing", "_thread", "dying", "log", "sealed")
 
-    def __init__(self, runtime: _Runtime, channel: ThreadChannel, log: _Log) -> None:
+    def __init__(self, runtime: _Runtime, channel: ThreadChannel, log: Log) -> None:
         super().__init__(runtime, channel)
         self.log = log
         self.sealed = False
@@ -504,7 +450,7 @@ def _fake_core(
         from iterable_queue._pickling import pickling
 
         dumps, loads = pickling("multiprocessing")
-    ledger = _Ledger(runtime, channel, _Log(loads))
+    ledger = _Ledger(runtime, channel, Log(loads))
     ledger.set_up(maxsize, cancel=cancel, redeliver=redeliver)
     ledger.me = ledger.open_process(os.getpid(), lambda slot: None)
     core = _Core(runtime, ledger)
@@ -530,8 +476,8 @@ class FakeQueue(IterableQueue[T]):
     well, so a loop that polls ends.
 
     Endings, bounds, failures and counts are those of the code that ships. Copies and pickles of
-    its endpoints, or of the queue itself, raise `TypeError`. A call in another thread than the one
-    that made it raises `RuntimeError` and changes nothing; only sizes may be asked for anywhere.
+    its endpoints, or of the queue itself, raise `TypeError`. A call that could change anything
+    raises `RuntimeError`, and changes nothing, in another thread than the one that made it.
 
     Args:
         items: what is on the queue to begin with, put by producer 1, which has closed; then the
