@@ -85,13 +85,14 @@ class Promise(NamedTuple):
         name: by which it is reported and selected.
         text: what is promised, in a sentence or two.
         needs: of what kind of check it is a part: `"processes"` of those between processes,
-            `"fifo"` of those where `fifo=True` was said, `""` of all.
+            `"pickling"` of those whose items are pickled (between processes, or where
+            `pickled=True` was said), `"fifo"` of those where `fifo=True` was said, `""` of all.
         check: raises what is wrong.
     """
 
     name: str
     text: str
-    needs: Literal["", "processes", "fifo"]
+    needs: Literal["", "processes", "pickling", "fifo"]
     check: Callable[[Stage], None]
 
 
@@ -177,6 +178,9 @@ def check_queue(
     *,
     processes: ProcessContext | None = None,
     fifo: bool = False,
+    threads: bool = True,
+    pickled: bool = False,
+    clock: Callable[[], float] | None = None,
     only: Collection[str] | None = None,
     skip: Collection[str] = (),
     deadline_s: float = 20.0,
@@ -193,6 +197,12 @@ def check_queue(
             an imported module.
         fifo: whether the queue is strictly first in, first out, as `IterableQueue.threaded()` is.
             Otherwise each producer's items are expected in their order.
+        threads: whether other threads may use the queue. False: for a double that serves one
+            thread, and raises `WouldBlock` where it would wait for ever. Then each actor plays
+            its whole part where it would be started, and a promise whose actors have to wait for
+            each other is not applicable, which says who waited.
+        pickled: whether items are pickled, as between processes, though *processes* is None.
+        clock: the clock in seconds on which time-outs run; None: `time.monotonic`.
         only: the names of the promises to check; None: all.
         skip: the names of promises that are not checked and not reported.
         deadline_s: how long each promise may take, in seconds, before it counts as broken.
@@ -203,7 +213,7 @@ def check_queue(
     Raises:
         ConformanceError: promises were broken; it names all of them.
         ValueError: *only* or *skip* names no promise, or *deadline_s* is not above 0.
-        TypeError: *processes* has no `Process`.
+        TypeError: *processes* has no `Process`, or was given with `threads=False`.
     """
     from iterable_queue.testing import _stage
 
@@ -218,17 +228,15 @@ def check_queue(
         raise TypeError(
             f"processes must have Process(), as multiprocessing has; {processes!r} has not"
         )
+    if processes is not None and not threads:
+        raise TypeError("processes= can't be had with threads=False: each is a thread or more")
+    bounds = _stage.Bounds(processes, fifo, threads, pickled, clock, deadline_s)
     wanted = [
         promise
         for promise in known
         if (only is None or promise.name in only) and promise.name not in skip
     ]
-    report = Report(
-        tuple(
-            _stage.run(promise, make, processes, fifo=fifo, deadline_s=deadline_s)
-            for promise in wanted
-        )
-    )
+    report = Report(tuple(_stage.run(promise, make, bounds) for promise in wanted))
     if report.failed:
         raise ConformanceError(report)
     return report
