@@ -202,6 +202,9 @@ def _sweep(script: str, first: int, stride: int) -> Counter[str]:
     while True:
         outcome = _one_kill(script, line)
         if _Finished.yes:
+            # A child that was killed may have been the last that knew of an earlier queue, whose
+            # directory is then left to the next queue that is made.
+            IterableQueue[int]().close()
             return counts
         counts[outcome if outcome == "whole" else f"line {line}: {outcome}"] += 1
         line += stride
