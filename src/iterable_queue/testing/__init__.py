@@ -17,10 +17,20 @@ between processes is checked as well:
         check_queue(IterableQueue, processes=multiprocessing.get_context("spawn"))
 
 `promises()` lists the names, so that each can be a test of its own (`only=[name]`).
+
+An implementation of your own of one end, a double or a wrapper, is held by `check_producer` and
+`check_consumer` to what one endpoint by itself promises:
+
+    def make() -> tuple[Producer[str], Callable[[], list[str]]]:
+        double = ListProducer()
+        return double, lambda: double.items
+
+    check_producer(make)
 """
 
 from iterable_queue.testing._conformance import (
     ConformanceError,
+    MadeProducer,
     Outcome,
     ProcessContext,
     ProcessLike,
@@ -28,12 +38,15 @@ from iterable_queue.testing._conformance import (
     QueueLike,
     Report,
     Result,
+    check_consumer,
+    check_producer,
     check_queue,
     promises,
 )
 
 __all__ = [
     "ConformanceError",
+    "MadeProducer",
     "Outcome",
     "ProcessContext",
     "ProcessLike",
@@ -41,6 +54,8 @@ __all__ = [
     "QueueLike",
     "Report",
     "Result",
+    "check_consumer",
+    "check_producer",
     "check_queue",
     "promises",
 ]

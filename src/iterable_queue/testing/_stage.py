@@ -19,7 +19,7 @@ import traceback
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Literal, Protocol, TypeVar
 
@@ -266,35 +266,52 @@ class Stage:
         context: in whose processes actors run; None: in threads.
         path: the board's directory.
         deadline: of the promise, on the monotonic clock.
+        items: what is put and taken where endpoints are checked by themselves.
     """
 
     def __init__(
         self,
-        make: Callable[..., QueueLike],
+        make: Callable[..., Any],
         context: ProcessContext | None,
         path: str,
         deadline: float,
+        items: Sequence[Any] = (),
     ) -> None:
         self.context = context
         self.path = path
         self.deadline = deadline
+        self.items = items
         self.maker = make
         self._queues: list[Callable[[], QueueLike | None]] = []
         self._actors: list[Actor] = []
         self._kept: list[QueueLike] = []
+        self._made: list[tuple[Any, ...]] = []
 
     # Queues
 
     def make(self, **kwargs: Any) -> QueueLike:
         """A new queue to be checked."""
+        queue: QueueLike = self._call(**kwargs)
+        self._queues.append(_reference(queue))
+        return queue
+
+    def make_endpoint(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """A new endpoint to be checked, and what its maker gave with it.
+
+        These are referred to until the end: a queue behind one must not be closed by being dropped.
+        """
+        made = self._call(*args, **kwargs)
+        parts: tuple[Any, ...] = made if isinstance(made, tuple) else (made,)
+        self._made.append(parts)
+        return parts
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            queue = self.maker(**kwargs)
+            return self.maker(*args, **kwargs)
         except TypeError as error:
             if not kwargs:
                 raise
             raise NotApplicable(f"make can't be called with {kwargs}: {error}") from None
-        self._queues.append(_reference(queue))
-        return queue
 
     def queues(self) -> list[QueueLike]:
         """Those that are still referred to."""
@@ -400,12 +417,17 @@ class Stage:
         return "\n".join(said)
 
     def give_up(self) -> None:
-        """Wake whatever still waits on the queues."""
+        """Wake whatever still waits on the queues and endpoints."""
 
         def cancel() -> None:
             for queue in self.queues():
                 try:
                     queue.cancel()
+                except Exception:
+                    pass
+            for made in self._made:
+                try:
+                    made[0].close()
                 except Exception:
                     pass
 
@@ -424,6 +446,7 @@ class Stage:
         left = [actor.clear(until) for actor in self._actors]
         self._actors.clear()
         self._kept.clear()
+        self._made.clear()
         return [what for what in left if what is not None]
 
     def pool_ended(self) -> None:
@@ -445,11 +468,12 @@ def _reference(queue: QueueLike) -> Callable[[], QueueLike | None]:
 
 def run(
     promise: Promise,
-    make: Callable[..., QueueLike],
+    make: Callable[..., Any],
     context: ProcessContext | None,
     *,
     fifo: bool,
     deadline_s: float,
+    items: Sequence[Any] = (),
 ) -> Result:
     """Check one promise, whatever the queue does, and clear away what that left."""
     if promise.needs == "processes" and context is None:
@@ -458,7 +482,7 @@ def run(
         return _result(promise, "not applicable", "needs fifo=True", 0.0)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="conformance-", ignore_cleanup_errors=True) as path:
-        stage = Stage(make, context, path, began + deadline_s)
+        stage = Stage(make, context, path, began + deadline_s, items)
         ended: list[tuple[Outcome, str]] = []
         thread = threading.Thread(
             target=_play, args=(promise, stage, ended), name=promise.name, daemon=True
