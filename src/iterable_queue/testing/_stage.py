@@ -301,7 +301,7 @@ class Stage:
         These are referred to until the end: a queue behind one must not be closed by being dropped.
         """
         made = self._call(*args, **kwargs)
-        parts: tuple[Any, ...] = made if isinstance(made, tuple) else (made,)
+        parts: tuple[Any, ...] = made if isinstance(made, tuple) else (made,)  # pyright: ignore[reportUnknownVariableType]
         self._made.append(parts)
         return parts
 

@@ -1,0 +1,140 @@
+"""What the pytest plugin does once a test asks for it.
+
+The plugin itself, `_iterable_queue_pytest`, stands beside the package, so that pytest can load it
+in every run without importing any of this.
+
+A test with the marker `explore` is called by `explore`, once a schedule; its other fixtures are
+resolved once, as for any test. The arguments of `explore` come from, the first that has them: the
+command line, the marker, the configuration file. The seed is the marker's, or else derived from
+the base seed (`--iq-seed`, `iq_seed`, 0) and the test's id, by a hash that is the same everywhere:
+so a test sees the same schedules alone, in any order, and in any process of pytest-xdist.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shlex
+from collections.abc import Callable, Generator, Mapping
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import pytest
+
+from iterable_queue.testing._fixtures import FakeQueues
+
+if TYPE_CHECKING:
+    from iterable_queue.testing import Simulation, VirtualClock
+
+_fakes = pytest.StashKey[FakeQueues]()
+
+ARGUMENTS: Final = frozenset({"preemptions", "schedules", "seconds", "steps", "seed", "replay"})
+"""What the marker may give."""
+
+
+# The marker
+
+
+class NoSimulation:
+    """What fixtures see of `sim`: there is one for each schedule, and none outside of them."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise RuntimeError(
+            f"sim.{name} was used by a fixture: there is a Simulation only while the test's body "
+            "runs, a new one for each schedule; fixtures are resolved once, before all of them"
+        )
+
+
+def explore_item(
+    item: pytest.Function, options: Mapping[str, Any], flags: Mapping[str, Any]
+) -> None:
+    """Run the test's body as a scenario; *options* and *flags* are of file and command line."""
+    marker = item.get_closest_marker("explore")
+    assert marker is not None
+    _check(marker)
+    arguments = {**options, **marker.kwargs, **flags}
+    if "seed" in marker.kwargs:
+        arguments["seed"] = marker.kwargs["seed"]
+    else:
+        arguments["seed"] = seed_of(arguments.get("seed", 0), item.nodeid)
+    from iterable_queue.testing import explore
+
+    explored = explore(_scenario(item), **arguments)
+    item.add_report_section("call", "exploration", str(explored))
+    item.user_properties.append(("exploration", str(explored)))
+
+
+def _check(marker: pytest.Mark) -> None:
+    wrong = [repr(value) for value in marker.args]
+    wrong += [f"{name}=" for name in marker.kwargs if name not in ARGUMENTS]
+    if wrong:
+        pytest.fail(
+            f"@pytest.mark.explore does not take {', '.join(wrong)}: its arguments are those of "
+            f"explore(), by name: {', '.join(sorted(ARGUMENTS))}",
+            pytrace=False,
+        )
+
+
+def seed_of(base: int, test_id: str) -> int:
+    """The seed of a test: the same wherever and whenever it runs."""
+    return int.from_bytes(blake2b(f"{base} {test_id}".encode(), digest_size=4).digest(), "big")
+
+
+def _scenario(item: pytest.Function) -> Callable[[Simulation], Any]:
+    function: Callable[..., Any] = item.obj
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        pytest.fail("an explored test is a plain function, not an async one", pytrace=False)
+    takes = inspect.signature(function).parameters
+    given = {name: value for name, value in item.funcargs.items() if name in takes}
+
+    def scenario(sim: Simulation) -> Any:
+        return function(**{**given, "sim": sim})
+
+    scenario.__name__ = item.name
+    scenario.__qualname__ = function.__qualname__
+    scenario.__module__ = function.__module__
+    return scenario
+
+
+# Fakes
+
+
+def make_fakes(node: pytest.Item, clock: VirtualClock) -> Generator[FakeQueues]:
+    """What the fixture gives, known to `show` as long as the test runs."""
+    node.stash[_fakes] = FakeQueues(clock)
+    yield node.stash[_fakes]
+    del node.stash[_fakes]
+
+
+# Failures
+
+
+def show(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
+    """Put into the *report* of a failure all that is needed to understand it, and to repeat it."""
+    from iterable_queue.testing import ScheduleFailure
+
+    failure = None if call.excinfo is None else call.excinfo.value
+    if isinstance(failure, ScheduleFailure) and item.get_closest_marker("explore"):
+        text = f"{command(item.config, item.nodeid, failure.replay)}\n\n{failure}"
+        shown = AssertionError(text).with_traceback(failure.__traceback__)
+        # "value": its text alone, since what led to it is in that.
+        report.longrepr = pytest.ExceptionInfo.from_exception(shown).getrepr(style="value")
+    if _fakes in item.stash:
+        for number, queue in enumerate(item.stash[_fakes].made, 1):
+            lines = [*map(repr, queue.history), queue.explain()]
+            report.sections.append((f"fake queue {number}", "\n".join(lines)))
+
+
+def command(config: pytest.Config, test_id: str, replay: str) -> str:
+    """What to paste into a shell, in the directory where pytest was started."""
+    path, colons, rest = str(test_id).partition("::")
+    path = os.path.relpath(config.rootpath / path, config.invocation_params.dir)
+    return f"python -m pytest {_quoted(path + colons + rest)} --iq-replay={_quoted(replay)}"
+
+
+def _quoted(text: str) -> str:
+    """Quoted where it must be, in the way that most shells understand."""
+    plain = shlex.quote(text)
+    if plain != text and not set(text) & set('"$`\\!'):
+        return f'"{text}"'
+    return plain
