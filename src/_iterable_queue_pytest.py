@@ -9,7 +9,7 @@ in it, and imports nothing of it until a test asks for something. What happens t
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import pytest
 
@@ -25,7 +25,7 @@ class _Option(NamedTuple):
 
     Attributes:
         name: of the argument of `explore`.
-        kind: what it is; also what pytest calls that in a configuration file.
+        kind: of its values.
         least: the lowest value allowed; None: any. More than 0 is asked of seconds.
         meaning: for `pytest --help`.
     """
@@ -39,6 +39,11 @@ class _Option(NamedTuple):
     def ini(self) -> str:
         """Its name in a configuration file."""
         return f"iq_{self.name}"
+
+    @property
+    def ini_kind(self) -> Literal["int", "float"]:
+        """What pytest calls its kind there (since 8.4)."""
+        return "int" if self.kind is int else "float"
 
     @property
     def flag(self) -> str:
@@ -86,7 +91,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         parser.addini(
             option.ini,
             f"{option.meaning}; {option.flag} and the marker come first",
-            type="int" if option.kind is int else "float",
+            type=option.ini_kind,
             default=None,
         )
     group.addoption(

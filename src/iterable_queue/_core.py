@@ -46,6 +46,8 @@ R = TypeVar("R")
 BRIEFLY_S: Final = 0.01
 """How long the lock is waited for by what can be done later or left undone, in seconds."""
 _PACKAGE: Final = __name__.partition(".")[0]
+_USERS: Final = tuple(f"{_PACKAGE}.testing.{name}" for name in ("_promises", "_actors"))
+"""Modules of this package that play its user."""
 
 
 def user_line() -> str:
@@ -53,7 +55,7 @@ def user_line() -> str:
     frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
     while frame.f_back is not None:
         name = frame.f_globals.get("__name__", "")
-        ours = name.partition(".")[0] == _PACKAGE and not name.startswith(f"{_PACKAGE}.testing")
+        ours = name.partition(".")[0] == _PACKAGE and not name.startswith(_USERS)
         if not ours and name != "typing":  # `IterableQueue[int]()` is called by typing
             break
         frame = frame.f_back
@@ -91,6 +93,14 @@ def check_int(value: object, name: str) -> None:
 def check_bool(value: object, name: str) -> None:
     """Raises TypeError, with the argument's name, unless *value* is a bool."""
     _check(value, bool, f"{name} must be a bool")
+
+
+def check_options(maxsize: object, on_failure: object, redeliver: object) -> None:
+    """Raises TypeError or ValueError unless these are what a queue can be made with."""
+    check_int(maxsize, "maxsize")
+    if on_failure not in ("raise", "cancel"):
+        raise ValueError(f"on_failure must be 'raise' or 'cancel', not {on_failure!r}")
+    check_bool(redeliver, "redeliver")
 
 
 def check_exception(error: object) -> None:

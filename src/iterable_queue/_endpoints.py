@@ -170,6 +170,12 @@ class Endpoint:
         self._ready = False
         self._blocked.clear()
 
+    def give_up(self, why: Exception) -> None:
+        """The ledger has ended it, and it can't be used any more: calls raise *why*."""
+        self.forget()
+        self._closed = True
+        self._lost = why
+
     def set_blocked(self, waits: bool) -> None:
         """The calling thread waits in a call, or does so no more."""
         change = self._blocked.add if waits else self._blocked.discard

@@ -11,9 +11,9 @@ from iterable_queue import _errors
 from iterable_queue._cells import CONSUMER, PRODUCER, QUEUE, WORKER
 from iterable_queue._core import (
     Core,
-    check_bool,
     check_exception,
     check_int,
+    check_options,
     thread_core,
     user_line,
 )
@@ -69,10 +69,7 @@ class IterableQueue(Generic[T]):
         on_failure: Literal["raise", "cancel"] = "raise",
         redeliver: bool = False,
     ) -> None:
-        check_int(maxsize, "maxsize")
-        if on_failure not in ("raise", "cancel"):
-            raise ValueError(f"on_failure must be 'raise' or 'cancel', not {on_failure!r}")
-        check_bool(redeliver, "redeliver")
+        check_options(maxsize, on_failure, redeliver)
         from iterable_queue._shared import make_shared_core
 
         core = make_shared_core(
@@ -93,7 +90,7 @@ class IterableQueue(Generic[T]):
         """A queue for threads of one process: no pickling, strictly first in, first out."""
         check_int(maxsize, "maxsize")
         self = cls.__new__(cls)
-        self._begin(thread_core(queue.SimpleQueue(), max(maxsize, 0)), maker=True)
+        self._begin(cls._thread_core(queue.SimpleQueue(), max(maxsize, 0)), maker=True)
         return self
 
     @classmethod
@@ -109,10 +106,15 @@ class IterableQueue(Generic[T]):
             if not callable(getattr(queue, name, None)):
                 raise TypeError(f"queue must have put() and get(), and {queue!r} has no {name}()")
         maxsize = getattr(queue, "maxsize", 0)
-        core = thread_core(queue, max(maxsize, 0) if isinstance(maxsize, int) else 0)
+        core = cls._thread_core(queue, max(maxsize, 0) if isinstance(maxsize, int) else 0)
         self = cast("IterableQueue[U]", cls.__new__(cls))
         self._begin(core, maker=True)
         return self
+
+    @staticmethod
+    def _thread_core(queue: Any, maxsize: int) -> Core:
+        """What `threaded` and `over` rest on; a subclass may have its own."""
+        return thread_core(queue, maxsize)
 
     # -- endpoints -------------------------------------------------------------------------------
 

@@ -1,4 +1,18 @@
-"""For test suites: whether a queue keeps the promises of `IterableQueue`.
+"""For test suites: a fake queue, and whether a queue keeps the promises of `IterableQueue`.
+
+`FakeQueue` stands in for a queue where one end of it is to be tested, in one thread. It never
+blocks: where a real queue would wait for ever, it raises `WouldBlock`, which says for what:
+
+    from iterable_queue import IterableQueue
+    from iterable_queue.testing import FakeQueue
+
+    def test_my_consumer() -> None:
+        assert my_consumer(FakeQueue([1, 2, 3]).get_consumer()) == 6
+
+    def test_my_producer() -> None:
+        queue = FakeQueue[int]()
+        my_producer(queue.get_producer())
+        assert queue.put_items == [1, 2, 3]
 
 `check_queue` runs the promises, each under its name, against queues that you make: of a channel,
 a test double or a wrapper of your own. It needs no test runner and raises one `ConformanceError`
@@ -43,17 +57,60 @@ from iterable_queue.testing._conformance import (
     check_queue,
     promises,
 )
+from iterable_queue.testing._events import (
+    Closed,
+    Ended,
+    Failed,
+    Finished,
+    Killed,
+    Lost,
+    Opened,
+    Put,
+    QueueEvent,
+    Redelivered,
+    Returned,
+    Stopped,
+    Taken,
+    TimedOut,
+    Unreadable,
+)
+from iterable_queue.testing._fake import (
+    FakeQueue,
+    VirtualClock,
+    WouldBlock,
+)
+from iterable_queue.testing._fixtures import FakeQueues, OpenRaces
 
 __all__ = [
+    "Closed",
     "ConformanceError",
+    "Ended",
+    "Failed",
+    "FakeQueue",
+    "FakeQueues",
+    "Finished",
+    "Killed",
+    "Lost",
     "MadeProducer",
+    "OpenRaces",
+    "Opened",
     "Outcome",
     "ProcessContext",
     "ProcessLike",
     "Promise",
+    "Put",
+    "QueueEvent",
     "QueueLike",
+    "Redelivered",
     "Report",
     "Result",
+    "Returned",
+    "Stopped",
+    "Taken",
+    "TimedOut",
+    "Unreadable",
+    "VirtualClock",
+    "WouldBlock",
     "check_consumer",
     "check_producer",
     "check_queue",

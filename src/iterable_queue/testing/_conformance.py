@@ -95,13 +95,14 @@ class Promise(NamedTuple):
         name: by which it is reported and selected.
         text: what is promised, in a sentence or two.
         needs: of what kind of check it is a part: `"processes"` of those between processes,
-            `"fifo"` of those where `fifo=True` was said, `""` of all.
+            `"pickling"` of those whose items are pickled (between processes, or where
+            `pickled=True` was said), `"fifo"` of those where `fifo=True` was said, `""` of all.
         check: raises what is wrong.
     """
 
     name: str
     text: str
-    needs: Literal["", "processes", "fifo"]
+    needs: Literal["", "processes", "pickling", "fifo"]
     check: Callable[[Stage], None]
 
 
@@ -195,6 +196,9 @@ def check_queue(
     *,
     processes: ProcessContext | None = None,
     fifo: bool = False,
+    threads: bool = True,
+    pickled: bool = False,
+    clock: Callable[[], float] | None = None,
     only: Collection[str] | None = None,
     skip: Collection[str] = (),
     deadline_s: float = 20.0,
@@ -211,6 +215,12 @@ def check_queue(
             an imported module.
         fifo: whether the queue is strictly first in, first out, as `IterableQueue.threaded()` is.
             Otherwise each producer's items are expected in their order.
+        threads: whether other threads may use the queue. False: for a double that serves one
+            thread, and raises `WouldBlock` where it would wait for ever. Then each actor plays
+            its whole part where it would be started, and a promise whose actors have to wait for
+            each other is not applicable, which says who waited.
+        pickled: whether items are pickled, as between processes, though *processes* is None.
+        clock: the clock in seconds on which time-outs run; None: `time.monotonic`.
         only: the names of the promises to check; None: all.
         skip: the names of promises that are not checked and not reported.
         deadline_s: how long each promise may take, in seconds, before it counts as broken.
@@ -221,15 +231,16 @@ def check_queue(
     Raises:
         ConformanceError: promises were broken; it names all of them.
         ValueError: *only* or *skip* names no promise, or *deadline_s* is not above 0.
-        TypeError: *processes* has no `Process`.
+        TypeError: *processes* has no `Process`, or was given with `threads=False`.
     """
     if processes is not None and not callable(getattr(processes, "Process", None)):
         raise TypeError(
             f"processes must have Process(), as multiprocessing has; {processes!r} has not"
         )
-    return _check(
-        promises(), make, only, skip, processes=processes, fifo=fifo, deadline_s=deadline_s
-    )
+    if processes is not None and not threads:
+        raise TypeError("processes= can't be had with threads=False: each is a thread or more")
+    bounds = (processes, fifo, threads, pickled, clock)
+    return _check(promises(), make, only, skip, deadline_s, ITEMS, *bounds)
 
 
 def check_producer(
@@ -262,7 +273,7 @@ def check_producer(
         ValueError: *only* or *skip* names no promise, *items* are too few or alike, or
             *deadline_s* is not above 0.
     """
-    return _check(promises("producer"), make, only, skip, deadline_s=deadline_s, items=items)
+    return _check(promises("producer"), make, only, skip, deadline_s, items)
 
 
 def check_consumer(
@@ -293,7 +304,7 @@ def check_consumer(
         ValueError: *only* or *skip* names no promise, *items* are too few or alike, or
             *deadline_s* is not above 0.
     """
-    return _check(promises("consumer"), make, only, skip, deadline_s=deadline_s, items=items)
+    return _check(promises("consumer"), make, only, skip, deadline_s, items)
 
 
 def _check(
@@ -301,11 +312,13 @@ def _check(
     make: Callable[..., Any],
     only: Collection[str] | None,
     skip: Collection[str],
-    *,
+    deadline_s: float,
+    items: Sequence[Any],
     processes: ProcessContext | None = None,
     fifo: bool = False,
-    deadline_s: float,
-    items: Sequence[Any] = ITEMS,
+    threads: bool = True,
+    pickled: bool = False,
+    clock: Callable[[], float] | None = None,
 ) -> Report:
     from iterable_queue.testing import _stage
 
@@ -320,17 +333,13 @@ def _check(
         raise ValueError(
             f"items must be 3 or more, each different from the one before it, not {items!r}"
         )
+    bounds = _stage.Bounds(processes, fifo, threads, pickled, clock, deadline_s, items)
     wanted = [
         promise
         for promise in known
         if (only is None or promise.name in only) and promise.name not in skip
     ]
-    report = Report(
-        tuple(
-            _stage.run(promise, make, processes, fifo=fifo, deadline_s=deadline_s, items=items)
-            for promise in wanted
-        )
-    )
+    report = Report(tuple(_stage.run(promise, make, bounds) for promise in wanted))
     if report.failed:
         raise ConformanceError(report)
     return report

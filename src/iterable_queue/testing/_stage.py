@@ -21,7 +21,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, Literal, Protocol, TypeVar
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar
 
 from iterable_queue.testing import _actors
 from iterable_queue.testing._actors import OVER, POLL_S, Ending, Late, Role
@@ -33,6 +33,7 @@ from iterable_queue.testing._conformance import (
     QueueLike,
     Result,
 )
+from iterable_queue.testing._fake import WouldBlock
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
@@ -119,12 +120,19 @@ def promise_between_processes(check: Callable[[Stage], None]) -> Promise:
     return _declare(check, "processes")
 
 
+def promise_of_pickling(check: Callable[[Stage], None]) -> Promise:
+    """A promise of queues whose items are pickled."""
+    return _declare(check, "pickling")
+
+
 def promise_of_fifo(check: Callable[[Stage], None]) -> Promise:
     """A promise of queues that are strictly first in, first out."""
     return _declare(check, "fifo")
 
 
-def _declare(check: Callable[[Stage], None], needs: Literal["", "processes", "fifo"]) -> Promise:
+def _declare(
+    check: Callable[[Stage], None], needs: Literal["", "processes", "pickling", "fifo"]
+) -> Promise:
     text = " ".join((check.__doc__ or "").split())
     return Promise(check.__name__, text, needs, check)
 
@@ -259,6 +267,38 @@ def starting() -> Generator[None]:
         yield
 
 
+class Bounds(NamedTuple):
+    """Within which promises are checked: the arguments of these names."""
+
+    processes: ProcessContext | None
+    fifo: bool
+    threads: bool
+    pickled: bool
+    clock: Callable[[], float] | None
+    deadline_s: float
+    items: Sequence[Any]
+
+    def rule_out(self, promise: Promise) -> str | None:
+        """What *promise* needs, if that is not to be had."""
+        if promise.needs == "processes" and self.processes is None:
+            return "needs processes="
+        if promise.needs == "pickling" and self.processes is None and not self.pickled:
+            return "needs processes=, or pickled=True"
+        if promise.needs == "fifo" and not self.fifo:
+            return "needs fifo=True"
+        return None
+
+
+class _Played:
+    """Runs no more: the part of an actor that was played where it would have been started."""
+
+    def join(self, timeout: float | None = None) -> None:
+        pass
+
+    def is_alive(self) -> bool:
+        return False
+
+
 class Stage:
     """What a promise's function works with.
 
@@ -266,22 +306,20 @@ class Stage:
         context: in whose processes actors run; None: in threads.
         path: the board's directory.
         deadline: of the promise, on the monotonic clock.
+        clock: the clock of time-outs, in seconds.
         items: what is put and taken where endpoints are checked by themselves.
     """
 
     def __init__(
-        self,
-        make: Callable[..., Any],
-        context: ProcessContext | None,
-        path: str,
-        deadline: float,
-        items: Sequence[Any] = (),
+        self, make: Callable[..., Any], bounds: Bounds, path: str, deadline: float
     ) -> None:
-        self.context = context
+        self.context = bounds.processes
         self.path = path
         self.deadline = deadline
-        self.items = items
+        self.clock = bounds.clock or time.monotonic
+        self.items = bounds.items
         self.maker = make
+        self._threads = bounds.threads
         self._queues: list[Callable[[], QueueLike | None]] = []
         self._actors: list[Actor] = []
         self._kept: list[QueueLike] = []
@@ -324,7 +362,12 @@ class Stage:
     # Actors
 
     def start(self, function: Callable[..., object], *args: Any) -> Actor:
-        """Start an actor in a process, or in a thread where the check is one of threads."""
+        """Start an actor in a process, or in a thread where the check is one of threads.
+
+        In a check of one thread it plays its whole part now.
+        """
+        if not self._threads:
+            return self._play(function, *args)
         if self.context is None:
             return self.thread(function, *args)
         role = self._role(function)
@@ -332,12 +375,25 @@ class Stage:
 
     def thread(self, function: Callable[..., object], *args: Any) -> Actor:
         """Start an actor in a thread of this process."""
+        if not self._threads:
+            raise NotApplicable("needs a second thread")
         role = self._role(function)
         thread = threading.Thread(
             target=_actors.perform, args=(role, function, *args), name=role.name, daemon=True
         )
         self._actors.append(Actor(role, thread, None))
         thread.start()
+        return self._actors[-1]
+
+    def _play(self, function: Callable[..., object], *args: Any) -> Actor:
+        """Play an actor's part to its end, which it must come to without the help of others."""
+        role = self._role(function)._replace(deadline=0.0)  # nobody will post what it waits for
+        _actors.perform(role, function, *args)
+        error = role.read("end").error
+        if isinstance(error, (WouldBlock, Late)):
+            waited = str(error).partition("\n")[0]
+            raise NotApplicable(f"needs two actors at once: {function.__name__}: {waited}")
+        self._actors.append(Actor(role, _Played(), None))
         return self._actors[-1]
 
     def process(self, role: Role, target: Callable[..., object], *args: Any) -> Actor:
@@ -469,20 +525,16 @@ def _reference(queue: QueueLike) -> Callable[[], QueueLike | None]:
 def run(
     promise: Promise,
     make: Callable[..., Any],
-    context: ProcessContext | None,
-    *,
-    fifo: bool,
-    deadline_s: float,
-    items: Sequence[Any] = (),
+    bounds: Bounds,
 ) -> Result:
     """Check one promise, whatever the queue does, and clear away what that left."""
-    if promise.needs == "processes" and context is None:
-        return _result(promise, "not applicable", "needs processes=", 0.0)
-    if promise.needs == "fifo" and not fifo:
-        return _result(promise, "not applicable", "needs fifo=True", 0.0)
+    lacking = bounds.rule_out(promise)
+    if lacking is not None:
+        return _result(promise, "not applicable", lacking, 0.0)
+    deadline_s = bounds.deadline_s
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="conformance-", ignore_cleanup_errors=True) as path:
-        stage = Stage(make, context, path, began + deadline_s, items)
+        stage = Stage(make, bounds, path, began + deadline_s)
         ended: list[tuple[Outcome, str]] = []
         thread = threading.Thread(
             target=_play, args=(promise, stage, ended), name=promise.name, daemon=True

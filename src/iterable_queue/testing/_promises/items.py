@@ -14,6 +14,7 @@ from iterable_queue.testing._stage import (
     promise,
     promise_between_processes,
     promise_of_fifo,
+    promise_of_pickling,
     raises,
     same,
     same_items,
@@ -220,7 +221,7 @@ def _fail_to_open() -> NoReturn:
     raise LookupError("this one can't be opened")
 
 
-@promise_between_processes
+@promise_of_pickling
 def an_item_is_what_it_was_when_it_was_put(stage: Stage) -> None:
     """The item is pickled in the call; changing the object afterwards changes nothing."""
     iq = stage.make()
@@ -233,7 +234,7 @@ def an_item_is_what_it_was_when_it_was_put(stage: Stage) -> None:
     same([source.get() for _ in range(20)], [[n] for n in range(20)], "the items taken")
 
 
-@promise_between_processes
+@promise_of_pickling
 def an_item_that_cannot_be_pickled_raises_in_put(stage: Stage) -> None:
     """An item that can't be pickled raises there, in put, and nothing is half done."""
     iq = stage.make()
@@ -249,7 +250,7 @@ def an_item_that_cannot_be_pickled_raises_in_put(stage: Stage) -> None:
     same(iq.qsize(), 0, "qsize()")
 
 
-@promise_between_processes
+@promise_of_pickling
 def an_item_that_cannot_be_opened_raises_item_error(stage: Stage) -> None:
     """It raises ItemError in the consumer that took it, is counted, and the next get goes on."""
     iq = stage.make()
