@@ -111,18 +111,22 @@ def make_fakes(node: pytest.Item, clock: VirtualClock) -> Generator[FakeQueues]:
 
 def show(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
     """Put into the *report* of a failure all that is needed to understand it, and to repeat it."""
-    from iterable_queue.testing import ScheduleFailure
-
-    failure = None if call.excinfo is None else call.excinfo.value
-    if isinstance(failure, ScheduleFailure) and item.get_closest_marker("explore"):
-        text = f"{command(item.config, item.nodeid, failure.replay)}\n\n{failure}"
-        shown = AssertionError(text).with_traceback(failure.__traceback__)
-        # "value": its text alone, since what led to it is in that.
-        report.longrepr = pytest.ExceptionInfo.from_exception(shown).getrepr(style="value")
+    if item.get_closest_marker("explore") and call.excinfo is not None:
+        _show_failure(item, call.excinfo.value, report)
     if _fakes in item.stash:
         for number, queue in enumerate(item.stash[_fakes].made, 1):
             lines = [*map(repr, queue.history), queue.explain()]
             report.sections.append((f"fake queue {number}", "\n".join(lines)))
+
+
+def _show_failure(item: pytest.Item, failure: BaseException, report: pytest.TestReport) -> None:
+    from iterable_queue.testing import ScheduleFailure
+
+    if isinstance(failure, ScheduleFailure):
+        text = f"{command(item.config, item.nodeid, failure.replay)}\n\n{failure}"
+        shown = AssertionError(text).with_traceback(failure.__traceback__)
+        # "value": its text alone, since what led to it is in that.
+        report.longrepr = pytest.ExceptionInfo.from_exception(shown).getrepr(style="value")
 
 
 def command(config: pytest.Config, test_id: str, replay: str) -> str:
