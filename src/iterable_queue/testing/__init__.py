@@ -17,6 +17,13 @@ between processes is checked as well:
         check_queue(IterableQueue, processes=multiprocessing.get_context("spawn"))
 
 `promises()` lists the names, so that each can be a test of its own (`only=[name]`).
+
+`races` decides, in real threads and processes, which of two calls comes first, who is slow, and
+who is killed where:
+
+    with races(iq) as race:
+        race.order(race.producer(out).after_close, race.consumer(numbers).before_get)
+        ...  # start the processes, and wait for their end
 """
 
 from iterable_queue.testing._conformance import (
@@ -31,16 +38,36 @@ from iterable_queue.testing._conformance import (
     check_queue,
     promises,
 )
+from iterable_queue.testing._points import (
+    ConsumerPoints,
+    Point,
+    ProducerPoints,
+    QueuePoints,
+    WorkerPoints,
+)
+from iterable_queue.testing._race_log import Passage
+from iterable_queue.testing._raced import RaceError
+from iterable_queue.testing._races import Gate, Races, races
 
 __all__ = [
     "ConformanceError",
+    "ConsumerPoints",
+    "Gate",
     "Outcome",
+    "Passage",
+    "Point",
     "ProcessContext",
     "ProcessLike",
+    "ProducerPoints",
     "Promise",
     "QueueLike",
+    "QueuePoints",
+    "RaceError",
+    "Races",
     "Report",
     "Result",
+    "WorkerPoints",
     "check_queue",
     "promises",
+    "races",
 ]
