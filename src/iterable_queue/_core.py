@@ -133,6 +133,8 @@ class Core:
     """For an atomic channel: a C function that appends an item."""
     size_now: Callable[[], int] | None = None
     """Likewise, one that says how many there are."""
+    watcher: Callable[[object], None] | None = None
+    """For threads: what `watch` calls."""
     queue_slot = 2
     """The slot of the queue itself: the second to be opened, after that of its maker's process."""
 
@@ -439,6 +441,15 @@ class Core:
 
     def register(self) -> None:
         """Make sure that this process has a slot."""
+
+    def watch(self, target: object) -> None:
+        """Called with each endpoint and handle that is made while `head[WATCHED]` is above 0.
+
+        It is the seam for those who test with real queues. It costs one look for each object made,
+        and calls on the object nothing.
+        """
+        if self.watcher is not None:
+            self.watcher(target)
 
     def leave(self, how: str, cause: BaseException | None = None) -> None:
         """This process ends: what other processes should know of that."""

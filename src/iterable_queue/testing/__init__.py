@@ -40,6 +40,13 @@ An implementation of your own of one end, a double or a wrapper, is held by `che
         return double, lambda: double.items
 
     check_producer(make)
+
+`races` decides, in real threads and processes, which of two calls comes first, who is slow, and
+who is killed where:
+
+    with races(iq) as race:
+        race.order(race.producer(out).after_close, race.consumer(numbers).before_get)
+        ...  # start the processes, and wait for their end
 """
 
 from iterable_queue.testing._conformance import (
@@ -80,27 +87,45 @@ from iterable_queue.testing._fake import (
     WouldBlock,
 )
 from iterable_queue.testing._fixtures import FakeQueues, OpenRaces
+from iterable_queue.testing._points import (
+    ConsumerPoints,
+    Point,
+    ProducerPoints,
+    QueuePoints,
+    WorkerPoints,
+)
+from iterable_queue.testing._race_log import Passage
+from iterable_queue.testing._raced import RaceError
+from iterable_queue.testing._races import Gate, Races, races
 
 __all__ = [
     "Closed",
     "ConformanceError",
+    "ConsumerPoints",
     "Ended",
     "Failed",
     "FakeQueue",
     "FakeQueues",
     "Finished",
+    "Gate",
     "Killed",
     "Lost",
     "MadeProducer",
     "OpenRaces",
     "Opened",
     "Outcome",
+    "Passage",
+    "Point",
     "ProcessContext",
     "ProcessLike",
+    "ProducerPoints",
     "Promise",
     "Put",
     "QueueEvent",
     "QueueLike",
+    "QueuePoints",
+    "RaceError",
+    "Races",
     "Redelivered",
     "Report",
     "Result",
@@ -110,9 +135,11 @@ __all__ = [
     "TimedOut",
     "Unreadable",
     "VirtualClock",
+    "WorkerPoints",
     "WouldBlock",
     "check_consumer",
     "check_producer",
     "check_queue",
     "promises",
+    "races",
 ]
