@@ -170,12 +170,15 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show what an exploration or a fake queue has to say about a failure."""
-    report = yield
-    if report.failed and USED in item.stash:
-        from iterable_queue.testing import _plugin
+    """Show what an exploration, races or fake queues have to say about a failure."""
+    if call.excinfo is None or USED not in item.stash:
+        return (yield)
+    from iterable_queue.testing import _plugin
 
-        _plugin.show(item, call, report)
+    _plugin.end_races(item, call.excinfo)
+    report = yield
+    if report.failed:
+        _plugin.show(item, call.excinfo, report)
     return report
 
 
@@ -218,11 +221,9 @@ def fake_queue(request: pytest.FixtureRequest, queue_clock: VirtualClock) -> Gen
 
 
 @pytest.fixture
-def races() -> Generator[OpenRaces]:
+def races(request: pytest.FixtureRequest) -> Generator[OpenRaces]:
     """`races` as a function: what it opens is closed at the end of the test, in reverse order."""
-    from contextlib import ExitStack
+    request.node.stash[USED] = True
+    from iterable_queue.testing import _plugin
 
-    from iterable_queue.testing import OpenRaces
-
-    with ExitStack() as opened:
-        yield OpenRaces(opened)
+    yield from _plugin.open_races(request.node)

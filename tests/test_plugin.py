@@ -11,8 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from typing import Any
 import pytest
 
 import iterable_queue.testing
-from iterable_queue import IterableQueue
 from iterable_queue.testing._plugin import seed_of
 
 pytest_plugins = ["pytester"]
@@ -572,38 +570,59 @@ def test_a_failure_shows_what_happened_on_each_fake_queue(
     )
 
 
-def test_races_are_closed_at_the_end(
-    pytester: pytest.Pytester, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    closed: list[object] = []
+RACES = """
+    from threading import Thread
+    from iterable_queue import Consumer, IterableQueue
+    from iterable_queue.testing import OpenRaces
 
-    @contextmanager
-    def races(queue: IterableQueue[Any]) -> Generator[str]:
-        try:
-            yield f"races of {queue!r}"
-        finally:
-            closed.append(queue)
+    def test_it(races: OpenRaces) -> None:
+        iq = IterableQueue[int].threaded()
+        race = races(iq, timeout=5)
+        out, numbers = iq.get_producer(), iq.get_consumer()
+        gate = race.pause(race.producer(out).before_put)
+        putter = Thread(target=out.put, args=(1,))
+        putter.start()
+        assert gate.reached(5)
+        assert numbers.empty()
+        gate.release()
+        putter.join(5)
+        {}
+"""
 
-    monkeypatch.setattr(iterable_queue.testing, "races", races, raising=False)
-    pytester.makepyfile(
-        """
-        from iterable_queue import IterableQueue
-        from iterable_queue.testing import OpenRaces
 
-        def test_it(races: OpenRaces) -> None:
-            iq = IterableQueue[int].threaded()
-            other = IterableQueue[int].threaded()
-            assert str(races(iq)) == f"races of {iq!r}"
-            races(other)
-            assert False, "and the races are closed all the same"
+def test_races_are_closed_at_the_end(pytester: pytest.Pytester, run: Run) -> None:
+    after = """
+    import pytest
+    from iterable_queue.testing import races as races_on
 
-        def test_not_used(races: OpenRaces) -> None:
+    iq = IterableQueue[int].threaded()
+
+    @pytest.mark.parametrize("time", [1, 2])
+    def test_of_the_same_queue(races: OpenRaces, time: int) -> None:
+        races(iq)  # two at a time are refused
+
+    def test_afterwards() -> None:
+        with races_on(iq):
             pass
-        """
-    )
+    """
+    pytester.makepyfile(RACES.format("assert numbers.get() == 1") + after)
+    run("-W", "error").assert_outcomes(passed=4)
+
+
+def test_races_that_did_not_come_to_pass_are_an_error(pytester: pytest.Pytester, run: Run) -> None:
+    pytester.makepyfile(RACES.format("race.pause(race.consumer(numbers).before_get)"))
     result = run()
-    result.assert_outcomes(failed=1, passed=1)
-    assert len(closed) == 2
+    result.assert_outcomes(passed=1, errors=1)
+    assert "RaceError" in result.stdout.str()
+
+
+def test_a_failure_tells_of_the_races(pytester: pytest.Pytester, run: Run) -> None:
+    """And what it kept from coming to pass is no error of its own."""
+    late = "race.pause(race.consumer(numbers).before_close); assert numbers.get() == 2"
+    pytester.makepyfile(RACES.format(late))
+    result = run()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["E*assert 1 == 2", "E*races: the block ended before*"])
 
 
 # Where it is not used

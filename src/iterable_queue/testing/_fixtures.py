@@ -59,8 +59,9 @@ class OpenRaces:
     def __init__(self, opened: ExitStack) -> None:
         self._opened = opened
 
-    def __call__(self, queue: IterableQueue[Any]) -> Races:
-        """The races of *queue*, from now to the end of the test."""
+    def __call__(self, iq: IterableQueue[Any], *, timeout: float | None = None) -> Races:
+        """The races on *iq*, from now to the end of the test; see `races`."""
         from iterable_queue.testing import races
 
-        return self._opened.enter_context(races(queue))
+        opened = races(iq) if timeout is None else races(iq, timeout=timeout)
+        return self._opened.enter_context(opened)

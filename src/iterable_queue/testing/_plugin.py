@@ -16,17 +16,19 @@ import inspect
 import os
 import shlex
 from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import pytest
 
-from iterable_queue.testing._fixtures import FakeQueues
+from iterable_queue.testing._fixtures import FakeQueues, OpenRaces
 
 if TYPE_CHECKING:
     from iterable_queue.testing import Simulation, VirtualClock
 
 _fakes = pytest.StashKey[FakeQueues]()
+_races = pytest.StashKey[ExitStack]()
 
 ARGUMENTS: Final = frozenset({"preemptions", "schedules", "seconds", "steps", "seed", "replay"})
 """What the marker may give."""
@@ -96,7 +98,7 @@ def _scenario(item: pytest.Function) -> Callable[[Simulation], Any]:
     return scenario
 
 
-# Fakes
+# Fixtures
 
 
 def make_fakes(node: pytest.Item, clock: VirtualClock) -> Generator[FakeQueues]:
@@ -106,13 +108,32 @@ def make_fakes(node: pytest.Item, clock: VirtualClock) -> Generator[FakeQueues]:
     del node.stash[_fakes]
 
 
+def open_races(node: pytest.Item) -> Generator[OpenRaces]:
+    """What the fixture gives, known to `end_races` as long as the test runs."""
+    with ExitStack() as opened:
+        node.stash[_races] = opened
+        yield OpenRaces(opened)
+        del node.stash[_races]
+
+
+def end_races(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+    """End the races of a test that has failed before the report is made.
+
+    So they add to its error what has happened, rather than raise one of their own.
+    """
+    if _races in item.stash:
+        item.stash[_races].__exit__(excinfo.type, excinfo.value, excinfo.tb)
+
+
 # Failures
 
 
-def show(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
+def show(
+    item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException], report: pytest.TestReport
+) -> None:
     """Put into the *report* of a failure all that is needed to understand it, and to repeat it."""
-    if item.get_closest_marker("explore") and call.excinfo is not None:
-        _show_failure(item, call.excinfo.value, report)
+    if item.get_closest_marker("explore"):
+        _show_failure(item, excinfo.value, report)
     if _fakes in item.stash:
         for number, queue in enumerate(item.stash[_fakes].made, 1):
             lines = [*map(repr, queue.history), queue.explain()]
