@@ -6,6 +6,7 @@ pickling) is in `_shared.SharedCore`.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections import deque
@@ -219,7 +220,7 @@ class Core:
         waiting = _Waiting(condition)
         try:
             while not self._attempt(attempt, waiting, deadline):
-                left = SLICE_S if deadline is None else deadline - self.runtime.monotonic()
+                left = math.inf if deadline is None else deadline - self.runtime.monotonic()
                 if left <= 0:
                     return False
                 if not waiting.announced:
@@ -391,11 +392,11 @@ class Core:
 
     def failure(self, view: SlotView, how: str, cause: BaseException | None) -> ProducerFailed:
         """The error that says how the endpoint ended."""
-        pid = self.pid_of(view.owner or view.maker)
+        process = self.name_of(view.owner or view.maker)
         what = (
-            f"the queue made at {view.text} (pid {pid})"
+            f"the queue made at {view.text} ({process})"
             if view.kind == QUEUE
-            else f"{KIND_NAMES[view.kind]} {view.number}, made at {view.text} (pid {pid}),"
+            else f"{KIND_NAMES[view.kind]} {view.number}, made at {view.text} ({process}),"
         )
         error = ProducerFailed(f"{what} {how}")
         error.__cause__ = cause
@@ -416,6 +417,10 @@ class Core:
             return -process
         view = self.ledger.view(process) if process else None
         return view.number if view is not None and view.kind == PROCESS else 0
+
+    def name_of(self, process: int) -> str:
+        """How messages call the process in that slot."""
+        return f"pid {self.pid_of(process)}"
 
     # -- where things are ------------------------------------------------------------------------
 
