@@ -7,6 +7,7 @@ only a process of its own can show (pytest-xdist, what is imported) runs in one.
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 import subprocess
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 
 import iterable_queue.testing
-from iterable_queue.testing._plugin import seed_of
+from iterable_queue.testing._plugin import ARGUMENTS, seed_of
 
 pytest_plugins = ["pytester"]
 
@@ -239,7 +240,7 @@ def test_what_was_explored_is_told(pytester: pytest.Pytester, run: Run) -> None:
             def test_it(sim):
                 pass
             """,
-            "*@pytest.mark.explore does not take 2, scheduls=: its arguments are*preemptions, rep*",
+            "*@pytest.mark.explore does not take 2, scheduls=: its arguments are*preemptions, sch*",
         ),
         (
             """
@@ -511,6 +512,91 @@ def test_other_errors_are_shown_as_ever(pytester: pytest.Pytester, run: Run) -> 
     result = run()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines([">*raise LookupError*", "E*LookupError: not about schedules"])
+
+
+# With the real explorer
+
+REAL = """
+    import pytest
+    from iterable_queue import Consumer, Producer
+    from iterable_queue.testing import Simulation
+
+    def produce(out: Producer[int]) -> None:
+        out.put(1)  # and no close()
+
+    def consume(numbers: Consumer[int], seen: list[int]) -> None:
+        seen.extend(numbers)
+
+    @pytest.mark.explore
+    def test_it(sim: Simulation) -> None:
+        iq = sim.queue(threaded=True)
+        sim.spawn(produce, iq.get_producer())
+        sim.spawn(consume, iq.get_consumer(), [])
+        iq.close()
+
+    def test_by_hand() -> None:
+        pass
+"""
+
+
+@pytest.mark.parametrize("args", [(), ("-n", "2")], ids=["alone", "xdist"])
+def test_what_is_explored_is_shown_and_can_be_replayed(
+    pytester: pytest.Pytester, args: tuple[str, ...]
+) -> None:
+    pytester.makepyfile(test_a=REAL)
+    result = pytester.runpytest_subprocess(*LOAD, *args, timeout=50)
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.re_match_lines(
+        [
+            r"python -m pytest test_a\.py::test_it --iq-replay=iq1-\S+$",
+            r"$",
+            r"deadlock: nobody can go on",
+            r"  consume waits for an item in get, called at .*test_a\.py:9",
+            r".*1 producer\(s\) are open",
+            r" +produce +consume",
+            r"1 +put 1",
+        ]
+    )
+    assert "to run it again: explore(" not in result.stdout.str(), (
+        "without pytest"
+    )
+    (replay,) = {w for line in result.stdout.lines for w in line.split() if "--iq-replay=" in w}
+    again = pytester.runpytest_subprocess(*LOAD, "test_a.py::test_it", replay, timeout=50)
+    again.assert_outcomes(failed=1)
+    assert f"python -m pytest test_a.py::test_it {replay}" in again.stdout.lines
+
+
+def test_what_explore_itself_objects_to_is_said_in_short(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.explore
+        def test_idle(sim):
+            pass
+
+        @pytest.mark.explore(replay="nonsense")
+        def test_stale(sim):
+            pass
+
+        @pytest.mark.explore(preemptions=1, schedules=20, steps=100)
+        def test_it(sim):
+            iq = sim.queue()
+            for name in ("first", "second"):
+                sim.spawn(lambda out: out.close(), iq.get_producer(), name=name)
+        """
+    )
+    result = pytester.runpytest_inprocess("-p", "no:faulthandler", *LOAD)
+    result.assert_outcomes(failed=2, passed=1)
+    text = result.stdout.str()
+    assert "never more than one actor" in text
+    assert "'nonsense' is not a replay string" in text
+    assert "_plugin" not in text, "no traceback of how explore was called"
+
+
+def test_the_marker_takes_what_explore_takes() -> None:
+    takes = inspect.signature(iterable_queue.testing.explore).parameters.values()
+    assert {p.name for p in takes if p.kind is p.KEYWORD_ONLY} == set(ARGUMENTS)
 
 
 # Fixtures

@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 _fakes = pytest.StashKey[FakeQueues]()
 _races = pytest.StashKey[ExitStack]()
 
-ARGUMENTS: Final = frozenset({"preemptions", "schedules", "seconds", "steps", "seed", "replay"})
-"""What the marker may give."""
+ARGUMENTS: Final = (
+    *("preemptions", "schedules", "seconds", "seed", "replay", "steps"),
+    *("spurious", "patience", "reduction"),
+)
+"""What the marker may give: what `explore` takes."""
 
 
 # The marker
@@ -72,7 +75,7 @@ def _check(marker: pytest.Mark) -> None:
     if wrong:
         pytest.fail(
             f"@pytest.mark.explore does not take {', '.join(wrong)}: its arguments are those of "
-            f"explore(), by name: {', '.join(sorted(ARGUMENTS))}",
+            f"explore(), by name: {', '.join(ARGUMENTS)}",
             pytrace=False,
         )
 
@@ -140,14 +143,24 @@ def show(
             report.sections.append((f"fake queue {number}", "\n".join(lines)))
 
 
-def _show_failure(item: pytest.Item, failure: BaseException, report: pytest.TestReport) -> None:
-    from iterable_queue.testing import ScheduleFailure
+def _show_failure(item: pytest.Item, error: BaseException, report: pytest.TestReport) -> None:
+    """Show what came of an exploration by its text alone, since what led to it is in that."""
+    from iterable_queue.testing import (
+        Nondeterministic,
+        NothingInterleaved,
+        ReplayError,
+        ScheduleFailure,
+    )
 
-    if isinstance(failure, ScheduleFailure):
-        text = f"{command(item.config, item.nodeid, failure.replay)}\n\n{failure}"
-        shown = AssertionError(text).with_traceback(failure.__traceback__)
-        # "value": its text alone, since what led to it is in that.
-        report.longrepr = pytest.ExceptionInfo.from_exception(shown).getrepr(style="value")
+    shown: BaseException = error
+    if isinstance(error, ScheduleFailure):
+        # The last paragraph is how to replay it without pytest.
+        told = str(error).rpartition("\n\nto run it again: explore(")[0] or str(error)
+        text = f"{command(item.config, item.nodeid, error.replay)}\n\n{told}"
+        shown = AssertionError(text).with_traceback(error.__traceback__)
+    elif not isinstance(error, (Nondeterministic, NothingInterleaved, ReplayError)):
+        return
+    report.longrepr = pytest.ExceptionInfo.from_exception(shown).getrepr(style="value")
 
 
 def command(config: pytest.Config, test_id: str, replay: str) -> str:
