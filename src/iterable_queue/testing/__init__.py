@@ -49,6 +49,8 @@ who is killed where:
         ...  # start the processes, and wait for their end
 """
 
+from typing import TYPE_CHECKING, Any
+
 from iterable_queue.testing._conformance import (
     ConformanceError,
     MadeProducer,
@@ -81,17 +83,6 @@ from iterable_queue.testing._events import (
     TimedOut,
     Unreadable,
 )
-from iterable_queue.testing._explore import (
-    Exploration,
-    Injected,
-    Nondeterministic,
-    NothingInterleaved,
-    ReplayError,
-    ScheduleFailure,
-    Simulation,
-    checkpoint,
-    explore,
-)
 from iterable_queue.testing._fake import (
     FakeQueue,
     VirtualClock,
@@ -108,6 +99,19 @@ from iterable_queue.testing._points import (
 from iterable_queue.testing._race_log import Passage
 from iterable_queue.testing._raced import RaceError
 from iterable_queue.testing._races import Gate, Races, races
+
+if TYPE_CHECKING:
+    from iterable_queue.testing._explore import (
+        Exploration,
+        Injected,
+        Nondeterministic,
+        NothingInterleaved,
+        ReplayError,
+        ScheduleFailure,
+        Simulation,
+        checkpoint,
+        explore,
+    )
 
 __all__ = [
     "Closed",
@@ -163,3 +167,12 @@ __all__ = [
     "promises",
     "races",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the explorer when it is first asked for."""
+    if name in __all__:
+        from iterable_queue.testing import _explore
+
+        return getattr(_explore, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,7 +15,12 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, NoReturn
 
-from iterable_queue._errors import Done, EndpointElsewhere, ProducerClosed
+from iterable_queue._errors import (
+    Done,
+    EndpointElsewhere,
+    IterableQueueError,
+    ProducerClosed,
+)
 from iterable_queue._protocols import Consumer, Producer, Worker
 from iterable_queue.testing._conformance import QueueLike
 
@@ -421,3 +426,31 @@ def hold_open(role: Role, out: Producer[Any]) -> None:
         role.post("ready", os.getpid())
         role.wait("go")
         out.put("still here")
+
+
+# Signals
+
+
+def put_from_a_handler(role: Role, out: Producer[Any], count: int) -> int:
+    """Put *count* numbers, while a signal handler puts too; returns how often it could."""
+    could = 0
+
+    def handle(_number: int, _frame: object) -> None:
+        nonlocal could
+        try:
+            out.put("handler")
+        except IterableQueueError:
+            return
+        could += 1
+
+    signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    try:
+        for n in range(count):
+            out.put(n)
+        while not could:
+            time.sleep(POLL_S)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+    out.close()
+    return could

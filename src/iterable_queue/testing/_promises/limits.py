@@ -167,6 +167,25 @@ def a_put_that_times_out_takes_its_time(stage: Stage) -> None:
 
 
 @promise
+def a_join_that_times_out_takes_its_time(stage: Stage) -> None:
+    """join(timeout=t) returns False after t seconds, not before, not later."""
+    iq = stage.make()
+    out, source = iq.get_producer(), iq.get_consumer()
+    began = stage.clock()
+    same(iq.join(0.2), False, "join() of an open queue")
+    took = stage.clock() - began
+    holds(took >= 0.2, f"join(0.2) waits for 0.2 s, not {took:.3f} s")
+    within(0.2, took, "join(0.2)")
+    out.put(1)
+    out.close()
+    iq.close()
+    same(list(source), [1], "the items taken")
+    began = stage.clock()
+    same(iq.join(60.0), True, "join() of a queue that is done")
+    within(0.0, stage.clock() - began, "join(60) of a queue that is done")
+
+
+@promise
 def a_timeout_is_one_deadline(stage: Stage) -> None:
     """A time-out is one deadline for the whole call, never restarted by what goes on meanwhile."""
     iq = stage.make(maxsize=1)
@@ -279,3 +298,16 @@ def an_interrupted_put_happened_or_not(stage: Stage) -> None:
         taken in (["first", "after"], ["first", "interrupted", "after"]),
         f"the interrupted item came whole or not at all: {taken}",
     )
+
+
+@promise_between_processes
+def a_put_from_a_signal_handler_never_hangs(stage: Stage) -> None:
+    """A put from a signal handler that interrupts a put works or raises at once; none is lost."""
+    iq = stage.make()
+    source = iq.get_consumer()
+    actor = stage.start(_actors.put_from_a_handler, iq.get_producer(), 1500)
+    iq.close()
+    taken = list(source)
+    from_handler = actor.result()
+    same([item for item in taken if item != "handler"], list(range(1500)), "the items put")
+    same(taken.count("handler"), from_handler, "items taken that a handler had put")
