@@ -70,8 +70,7 @@ class Exploration:
             it; -1: not even those without any. None: the search had no bound.
         complete: every schedule there is was explored.
         schedules: how many were run to their ends by the exhaustive search.
-        redundant: how many more it gave up half way, as equivalent to others.
-        spared: how many alternatives it did not even begin with, for that reason.
+        redundant: how many more it gave up half way, as equivalent to others from there on.
         sampled: how many schedules were run at random.
         steps: the most steps that one of them took.
         seconds: of real time.
@@ -82,7 +81,6 @@ class Exploration:
     complete: bool
     schedules: int
     redundant: int
-    spared: int
     sampled: int
     steps: int
     seconds: float
@@ -96,8 +94,8 @@ class Exploration:
         else:
             plural = "" if self.bound == 1 else "s"
             text = f"exhaustive up to {self.bound} preemption{plural}, {self.schedules} schedules"
-        if self.redundant or self.spared:
-            text += f" ({self.redundant} cut short and {self.spared} spared as equivalent to others)"
+        if self.redundant:
+            text += f" and {self.redundant} begun that were equivalent to others"
         if self.sampled:
             text += f"; {self.sampled} sampled at random (seed {self.seed})"
         return f"{text}; {self.seconds:.1f} s"
@@ -179,7 +177,6 @@ def explore(
                 search.complete,
                 search.exhaustive,
                 search.redundant,
-                search.spared,
                 search.sampled,
                 search.longest,
                 budget.elapsed(),
