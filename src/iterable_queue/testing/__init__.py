@@ -17,6 +17,26 @@ between processes is checked as well:
         check_queue(IterableQueue, processes=multiprocessing.get_context("spawn"))
 
 `promises()` lists the names, so that each can be a test of its own (`only=[name]`).
+
+`explore` runs your own producers and consumers, unchanged, under every schedule that matters, and
+shows the one that fails:
+
+    from iterable_queue.testing import Simulation, explore
+
+    def scenario(sim: Simulation) -> Callable[[], None]:
+        iq = sim.queue(maxsize=1)
+        results: list[int] = []
+        sim.spawn(produce, iq.get_producer())
+        sim.spawn(consume, iq.get_consumer(), results)
+        iq.close()
+
+        def check() -> None:
+            assert sorted(results) == [1, 2, 3]
+
+        return check
+
+    def test_all_arrives() -> None:
+        explore(scenario)
 """
 
 from iterable_queue.testing._conformance import (
@@ -31,16 +51,38 @@ from iterable_queue.testing._conformance import (
     check_queue,
     promises,
 )
+from iterable_queue.testing._explore import (
+    Actor,
+    Exploration,
+    Injected,
+    Nondeterministic,
+    NothingInterleaved,
+    ReplayError,
+    ScheduleFailure,
+    Simulation,
+    checkpoint,
+    explore,
+)
 
 __all__ = [
+    "Actor",
     "ConformanceError",
+    "Exploration",
+    "Injected",
+    "Nondeterministic",
+    "NothingInterleaved",
     "Outcome",
     "ProcessContext",
     "ProcessLike",
     "Promise",
     "QueueLike",
+    "ReplayError",
     "Report",
     "Result",
+    "ScheduleFailure",
+    "Simulation",
     "check_queue",
+    "checkpoint",
+    "explore",
     "promises",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 from iterable_queue._core import check_int
 from iterable_queue.testing._explore._scheduler import Actor
 from iterable_queue.testing._explore._search import (
+    LOOK_FOR,
     Budget,
     Found,
     Nondeterministic,
@@ -218,7 +219,7 @@ def _failure(search: Search, found: Found, name: str) -> ScheduleFailure:
     if problem is None or not problem.is_like(found.problem):
         raise Nondeterministic(
             f"a schedule failed ({found.problem.text}) and did not when it ran again. "
-            f"{Nondeterministic.__doc__}"
+            f"{LOOK_FOR}"
         ) from found.problem.error
     table = rows.table(schedule.actors)
     rows.close()

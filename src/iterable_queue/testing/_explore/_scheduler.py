@@ -24,6 +24,7 @@ actors can notice of each other: see `_simulated.Cells`, and `_search` for what 
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import traceback
@@ -150,7 +151,7 @@ class Actor:
         self.done = False
         self.started = False
         self.entered = True
-        """False from its start to its first point."""
+        """False from its start, or from a token that it was given, to the next taking of a lock."""
         self.yielded = False
         self.mortal = False
         self.inside = False
@@ -302,7 +303,7 @@ class Schedule:
         if not me.entered:
             me.entered = True
             if kind == LOCK and not target.threaded and not me.mortal and target.holder is None:
-                # What it did so far was its own business, so the start and this are one.
+                # What it did so far was its own business, so that and this are one.
                 if self.recorder is not None:
                     self.recorder.begins(me, RUN)
                 return RUN
@@ -588,7 +589,8 @@ class Schedule:
 def _user_frames(frame: FrameType | None) -> list[traceback.FrameSummary]:
     """The stack without the explorer's own frames."""
     stack = [] if frame is None else traceback.extract_stack(frame)
-    return [entry for entry in stack if entry.filename not in (__file__, threading.__file__)]
+    ours = os.path.dirname(__file__), threading.__file__
+    return [entry for entry in stack if not entry.filename.startswith(ours)]
 
 
 class Worker:

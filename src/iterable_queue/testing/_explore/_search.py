@@ -31,9 +31,10 @@ What is taken for granted: that actors share nothing but queues, where queues ar
 other than around a `checkpoint`, which depends on everything. The order in which two actors write
 into a list of the test's is not among the things that the search tells apart, unless something
 on a queue decides it. On queues for threads, transitions that return to user code depend on each
-other, since threads do share. Two points are left out for good reasons (Lipton, "Reduction", CACM
-1975): what an actor does before its first operation, and taking its own endpoint into use, touch
-nothing that others can see.
+other, since threads do share. On queues for processes, three points are left out as moving past
+whatever others do (Lipton, "Reduction", CACM 1975), unless the actor may be killed there: what an
+actor does before its first operation; taking its own endpoint into use; and taking the lock after
+a token was taken, since there are as many tokens as sleepers that are not counted any more.
 
 Samples
 -------
@@ -72,11 +73,17 @@ SHARE = 0.75
 
 
 class Nondeterministic(Exception):
-    """The scenario did something else when its schedule ran again.
+    """The scenario did something else when the same schedule ran again.
 
-    A search can't go back to a state then, and no failure can be replayed. Look for real time,
-    unseeded random numbers, the order of sets, and state that outlives the scenario's call.
+    A search can't go back to a state then, and no failure can be replayed.
     """
+
+
+LOOK_FOR = (
+    "Look for real time, unseeded random numbers, the order of sets, and state that outlives one "
+    "call of the scenario"
+)
+"""What makes scenarios nondeterministic."""
 
 
 class NothingInterleaved(Exception):
@@ -406,7 +413,7 @@ class Search:
         if chooser.misfit:
             raise Nondeterministic(
                 f"the scenario did something else when a schedule was begun again: "
-                f"{chooser.misfit}. {Nondeterministic.__doc__}"
+                f"{chooser.misfit}. {LOOK_FOR}"
             )
         budget.used += 1
         if schedule.problem is not None:
@@ -492,5 +499,5 @@ def _said(row: object) -> str:
 def _differs(step: int, one: str, other: str) -> str:
     return (
         f"the same schedule, run twice, differed in step {step}: first ({one}), then ({other}). "
-        f"{Nondeterministic.__doc__}"
+        f"{LOOK_FOR}"
     )
