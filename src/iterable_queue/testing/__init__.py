@@ -47,6 +47,25 @@ who is killed where:
     with races(iq) as race:
         race.order(race.producer(out).after_close, race.consumer(numbers).before_get)
         ...  # start the processes, and wait for their end
+`explore` runs your own producers and consumers, unchanged, under every schedule that matters, and
+shows the one that fails:
+
+    from iterable_queue.testing import Simulation, explore
+
+    def scenario(sim: Simulation) -> Callable[[], None]:
+        iq = sim.queue(maxsize=1)
+        results: list[int] = []
+        sim.spawn(produce, iq.get_producer())
+        sim.spawn(consume, iq.get_consumer(), results)
+        iq.close()
+
+        def check() -> None:
+            assert sorted(results) == [1, 2, 3]
+
+        return check
+
+    def test_all_arrives() -> None:
+        explore(scenario)
 """
 
 from typing import TYPE_CHECKING, Any
@@ -102,6 +121,7 @@ from iterable_queue.testing._races import Gate, Races, races
 
 if TYPE_CHECKING:
     from iterable_queue.testing._explore import (
+        Actor,
         Exploration,
         Injected,
         Nondeterministic,
@@ -114,6 +134,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Actor",
     "Closed",
     "ConformanceError",
     "ConsumerPoints",
@@ -170,9 +191,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import the explorer when it is first asked for."""
+    """Import the explorer, which few programs need, when it is first asked for."""
     if name in __all__:
         from iterable_queue.testing import _explore
 
         return getattr(_explore, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

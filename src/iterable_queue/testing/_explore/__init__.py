@@ -9,6 +9,7 @@ from typing import Any
 from iterable_queue._core import check_int
 from iterable_queue.testing._explore._scheduler import Actor
 from iterable_queue.testing._explore._search import (
+    LOOK_FOR,
     Budget,
     Found,
     Nondeterministic,
@@ -70,8 +71,7 @@ class Exploration:
             it; -1: not even those without any. None: the search had no bound.
         complete: every schedule there is was explored.
         schedules: how many were run to their ends by the exhaustive search.
-        redundant: how many more it gave up half way, as equivalent to others.
-        spared: how many alternatives it did not even begin with, for that reason.
+        redundant: how many more it gave up half way, as equivalent to others from there on.
         sampled: how many schedules were run at random.
         steps: the most steps that one of them took.
         seconds: of real time.
@@ -82,7 +82,6 @@ class Exploration:
     complete: bool
     schedules: int
     redundant: int
-    spared: int
     sampled: int
     steps: int
     seconds: float
@@ -96,8 +95,8 @@ class Exploration:
         else:
             plural = "" if self.bound == 1 else "s"
             text = f"exhaustive up to {self.bound} preemption{plural}, {self.schedules} schedules"
-        if self.redundant or self.spared:
-            text += f" ({self.redundant} cut short and {self.spared} spared as equivalent to others)"
+        if self.redundant:
+            text += f" and {self.redundant} begun that were equivalent to others"
         if self.sampled:
             text += f"; {self.sampled} sampled at random (seed {self.seed})"
         return f"{text}; {self.seconds:.1f} s"
@@ -179,7 +178,6 @@ def explore(
                 search.complete,
                 search.exhaustive,
                 search.redundant,
-                search.spared,
                 search.sampled,
                 search.longest,
                 budget.elapsed(),
@@ -221,7 +219,7 @@ def _failure(search: Search, found: Found, name: str) -> ScheduleFailure:
     if problem is None or not problem.is_like(found.problem):
         raise Nondeterministic(
             f"a schedule failed ({found.problem.text}) and did not when it ran again. "
-            f"{Nondeterministic.__doc__}"
+            f"{LOOK_FOR}"
         ) from found.problem.error
     table = rows.table(schedule.actors)
     rows.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from iterable_queue._explain import explain
@@ -27,13 +28,17 @@ from iterable_queue.testing._explore._simulated import outermost_call
 CELL = 44
 """No cell of the table is wider than this, in characters."""
 
+ROWS = 60
+"""A longer table is shown without its middle, in rows."""
+_IDLE = re.compile(r", last active [0-9.]+ s ago")
+
 VERBS = {
     "put_nowait": "put",
     "get_nowait": "get",
     "__next__": "get",
-    "__enter__": "enter",
+    "__enter__": "",
     "__exit__": "close",
-    "leave": "end",
+    "transact": "ends",
 }
 """What calls are named in the table, where that differs from their own names."""
 
@@ -88,7 +93,7 @@ class Row:
         call = "" if self.call is None else self.call.text
         inside = f" in {call}" if call else ""
         if self.variant == KILL:
-            return f"killed{inside}"
+            return f"killed{inside or self._at()}"
         if self.variant == FAIL:
             return f"fails{inside}: {self.outcome}"
         if self.outcome.startswith("killed"):
@@ -99,7 +104,7 @@ class Row:
             SPURIOUS: f"{call}: wakes for nothing",
         }.get(self.variant, "")
         if self.kind == CHECKPOINT:
-            return f"at {self.target!r}" if self.target else "at a checkpoint"
+            return self._at().strip()
         if self.outcome.startswith("raises"):
             return self.outcome
         rest = f"{call} {self.outcome}".strip()
@@ -112,6 +117,11 @@ class Row:
         if prefix and rest:
             return f"{prefix}, {rest.removeprefix(f'{call}: ')}"
         return prefix or rest
+
+    def _at(self) -> str:
+        if self.kind != CHECKPOINT:
+            return ""
+        return f" at {self.target!r}" if self.target else " at a checkpoint"
 
     def goes_with(self, other: Row) -> bool:
         """Whether *other*, the next row, only says how this one ended."""
@@ -194,7 +204,7 @@ class Rows:
             lines.append(f"  {actor.name} {what}")
         running, schedule.current = schedule.current, schedule.main
         for shared in self.queues:
-            text = explain(shared.core).replace("\n", "\n  ")
+            text = _IDLE.sub("", explain(shared.core)).replace("\n", "\n  ")
             name = f"queue {shared.index + 1}" if len(self.queues) > 1 else "the queue"
             lines.append(f"{name}: {text}")
         schedule.current = running
@@ -232,6 +242,9 @@ class Rows:
         for step, (column, text) in enumerate(cells, 1):
             row = [text if column == index else "" for index in range(len(actors))]
             lines.append(f"{step:>{number}}  " + "  ".join(_pad(row, widths)))
+        if len(cells) > ROWS:
+            left_out = len(cells) - ROWS
+            lines[2 + ROWS // 2 : -(ROWS // 2)] = [" " * number + f"  ({left_out} more steps)"]
         return "\n".join(line.rstrip() for line in lines)
 
 

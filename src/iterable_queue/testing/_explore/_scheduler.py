@@ -24,6 +24,7 @@ actors can notice of each other: see `_simulated.Cells`, and `_search` for what 
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import traceback
@@ -87,6 +88,9 @@ class SemaphoreLike(Protocol):
 class Chooser(Protocol):
     """Makes the decisions of one schedule."""
 
+    def begin(self, schedule: Schedule) -> None:
+        """The actors begin to run."""
+
     def choose(self, schedule: Schedule, alternatives: list[Alternative]) -> int:
         """The index of the alternative to take."""
         ...
@@ -147,7 +151,7 @@ class Actor:
         self.done = False
         self.started = False
         self.entered = True
-        """False from its start to its first point."""
+        """False from its start, or from a token that it was given, to the next taking of a lock."""
         self.yielded = False
         self.mortal = False
         self.inside = False
@@ -213,6 +217,32 @@ class Recorder(Protocol):
         ...
 
 
+class History:
+    """Which state a schedule has come to, as a number: see "Reduction" in `_search`.
+
+    Attributes:
+        events: of each transition: its footprint, its actor, and the number of its past.
+        state: the same for every order of these transitions that makes no difference.
+    """
+
+    __slots__ = ("events", "state")
+
+    def __init__(self, events: list[tuple[int, int, int, int]], state: int) -> None:
+        self.events = events
+        self.state = state
+
+    def add(self, actor: int, variant: Variant, died_at: int, reads: int, writes: int) -> None:
+        """One more transition has ended."""
+        either = reads | writes
+        past = 0
+        for its_reads, its_writes, its_actor, number in self.events:
+            if its_actor == actor or its_writes & either or its_reads & writes:
+                past += number
+        number = hash((actor, variant, died_at, past))
+        self.events.append((reads, writes, actor, number))
+        self.state += number
+
+
 class Schedule:
     """Runs the actors of one scenario, once."""
 
@@ -236,7 +266,9 @@ class Schedule:
         self.problem: Problem | None = None
         self.reads = 0
         self.writes = 0
-        self.sleep: list[Any] = []
+        self.died_at = 0
+        """How many stores the current transition survived, where that is a choice."""
+        self.history: History | None = None
         self.steps = 0
         self.preemptions = 0
         self.interleaved = False
@@ -248,8 +280,6 @@ class Schedule:
         self.spurious = spurious
         self.recorder = recorder
         self.foreign: Actor | None = None
-        self.watch: Any = None
-        """The node and the alternative of which the current transition is the first step."""
         self._limit = steps
         self._chooser = chooser
         self._pool = pool
@@ -273,7 +303,7 @@ class Schedule:
         if not me.entered:
             me.entered = True
             if kind == LOCK and not target.threaded and not me.mortal and target.holder is None:
-                # What it did so far was its own business, so the start and this are one.
+                # What it did so far was its own business, so that and this are one.
                 if self.recorder is not None:
                     self.recorder.begins(me, RUN)
                 return RUN
@@ -350,19 +380,8 @@ class Schedule:
             )
             return None
         last = self.last
-        if self.watch is not None:
-            node, index = self.watch
-            node.seen[index] = self.reads, self.writes, _can_go_on(last)
-            self.watch = None
-        if self.sleep:
-            reads, writes = self.reads, self.writes
-            either = reads | writes
-            self.sleep = [
-                entry
-                for entry in self.sleep
-                if entry.actor != last.index  # type: ignore[union-attr]
-                and not (entry.writes & either or entry.reads & writes)
-            ]
+        if self.history is not None and last is not None:
+            self.history.add(last.index, last.variant, self.died_at, self.reads, self.writes)
         can_go_on = False
         runnable: list[Actor] = []
         for actor in self.live:
@@ -399,7 +418,7 @@ class Schedule:
                 self._stop(Problem("deadlock", f"deadlock: nobody can go on{text}"))
             return None
         chosen = 0
-        if self.sleep or len(alternatives) > 1:
+        if len(alternatives) > 1:
             chosen = self._chooser.choose(self, alternatives)
             if chosen < 0:
                 self.pruned = True
@@ -411,6 +430,7 @@ class Schedule:
         actor.variant = variant
         actor.yielded = False
         self.reads = self.writes = 0 if variant == RUN and actor.kind != CHECKPOINT else EVERYTHING
+        self.died_at = 0
         if self.recorder is not None:
             self.recorder.begins(actor, variant)
         return actor
@@ -440,8 +460,10 @@ class Schedule:
 
     def survives(self) -> None:
         """A store inside the lock by an actor that may die there: a decision of its own."""
+        self.died_at += 1
+        self.reads = self.writes = EVERYTHING
         if not self._chooser.survives(self):
-            self.reads = self.writes = EVERYTHING
+            self.died_at = -self.died_at
             if self.recorder is not None:
                 self.recorder.note(self.current, "killed inside the lock")
             self.die(self.current)
@@ -564,19 +586,11 @@ class Schedule:
         self.current = self.main
 
 
-def _can_go_on(actor: Actor | None) -> bool:
-    if actor is None or actor.done:
-        return False
-    if actor.kind == SLEEP:
-        return bool(actor.target.tokens)
-    holder = actor.target.holder if actor.kind == LOCK else None
-    return holder is None or holder.dead
-
-
 def _user_frames(frame: FrameType | None) -> list[traceback.FrameSummary]:
     """The stack without the explorer's own frames."""
     stack = [] if frame is None else traceback.extract_stack(frame)
-    return [entry for entry in stack if entry.filename not in (__file__, threading.__file__)]
+    ours = os.path.dirname(__file__), threading.__file__
+    return [entry for entry in stack if not entry.filename.startswith(ours)]
 
 
 class Worker:

@@ -10,37 +10,31 @@ so each one is run from the start, its beginning prescribed by a tape (stateless
 Reduction
 ---------
 Two transitions that touch no common thing, or only read it, commute: which comes first makes no
-difference. *Sleep sets* (Godefroid 1996) leave one of the two orders out: once the transition *t*
-of actor A has been explored from a state, the search from its other alternatives does not run *t*
-until something dependent on it has happened. Footprints are not declared but observed, cell by
-cell, when a transition runs (`_simulated.Cells`); deaths, injected errors, time-outs, looks,
-wake-ups for nothing, checkpoints, and transitions with a choice of their own inside depend on
-everything.
+difference. Footprints are not declared but observed, cell by cell, when a transition runs
+(`_simulated.Cells`); deaths, injected errors, time-outs, looks, wake-ups for nothing, checkpoints,
+and transitions with a choice of their own inside depend on everything. Schedules that differ only
+in the order of what commutes have the same *happens-before* relation and come to the same state.
+So each transition gets a number that follows from who made it and from the numbers of all earlier
+ones that it depends on; and the sum of these numbers, which no longer knows of the order, names the
+state. A schedule that comes to a state that was seen before, with the same actor as the last one
+and with no fewer preemptions spent, is given up: whatever it could do from there on, another does.
+("Partial-order reduction for context-bounded state exploration", Musuvathi and Qadeer, MSR-TR-2007-
+12, section 4.)
 
-Under a bound this must be done with care (Coons, Musuvathi, McKinley, "Bounded partial-order
-reduction", OOPSLA 2013): the order that is kept may need more preemptions than the one left out,
-and lie beyond the bound. Let L be the last actor at the state, B the alternative that is explored
-while *t* sleeps, and `B w t v` a schedule that is left out in favour of `t B w v`, where `w` has
-no transition of A's. Only two cases are used, in which the latter needs no more preemptions:
-
-1. A is L and goes on. The kept order pays at most one to leave A after *t*; the other paid one to
-   leave L for B, and whatever follows `w` costs it no less.
-2. Neither A nor B is L, and A can't go on after *t*. Choosing A costs what choosing B costs, and
-   leaving A is free. To leave `w` for *t* costs the other at least what it costs to leave `w` for
-   `v`.
-
-Both hold unless the last actor of `w` has yielded, for which staying costs more than leaving; so
-at such a state nothing is left out. Every schedule within the bound that is not run is thus
-equivalent to one that comes earlier in the order of the search and is within the bound as well;
-that order being finite, to one that was run. Without a bound, all sleep sets are used.
+That is sound under a bound on preemptions, where sleep and persistent sets by themselves are not
+(Coons, Musuvathi, McKinley, "Bounded partial-order reduction", OOPSLA 2013): what a continuation
+costs depends on the state, and on the last actor if it can go on, and on nothing else; both are
+the same. What is given up is covered by a schedule all of whose continuations were put on the list
+of things to explore. (But for two states with the same number among 2**61: not within a lifetime.)
 
 What is taken for granted: that actors share nothing but queues, where queues are for processes,
 other than around a `checkpoint`, which depends on everything. The order in which two actors write
 into a list of the test's is not among the things that the search tells apart, unless something
 on a queue decides it. On queues for threads, transitions that return to user code depend on each
-other, since threads do share. Two points are left out for good reasons (Lipton, "Reduction", CACM
-1975): what an actor does before its first operation, and taking its own endpoint into use, touch
-nothing that others can see.
+other, since threads do share. On queues for processes, three points are left out as moving past
+whatever others do (Lipton, "Reduction", CACM 1975), unless the actor may be killed there: what an
+actor does before its first operation; taking its own endpoint into use; and taking the lock after
+a token was taken, since there are as many tokens as sleepers that are not counted any more.
 
 Samples
 -------
@@ -59,10 +53,9 @@ from typing import NamedTuple
 
 from iterable_queue.testing._explore._report import Rows
 from iterable_queue.testing._explore._scheduler import (
-    EVERYTHING,
     RUN,
-    Actor,
     Alternative,
+    History,
     Pool,
     Problem,
     Schedule,
@@ -80,23 +73,21 @@ SHARE = 0.75
 
 
 class Nondeterministic(Exception):
-    """The scenario did something else when its schedule ran again.
+    """The scenario did something else when the same schedule ran again.
 
-    A search can't go back to a state then, and no failure can be replayed. Look for real time,
-    unseeded random numbers, the order of sets, and state that outlives the scenario's call.
+    A search can't go back to a state then, and no failure can be replayed.
     """
+
+
+LOOK_FOR = (
+    "Look for real time, unseeded random numbers, the order of sets, and state that outlives one "
+    "call of the scenario"
+)
+"""What makes scenarios nondeterministic."""
 
 
 class NothingInterleaved(Exception):
     """At no time could more than one actor go on, so nothing was explored."""
-
-
-class Sleeping(NamedTuple):
-    """A transition that is not to be run until something dependent on it has happened."""
-
-    actor: int
-    reads: int
-    writes: int
 
 
 class Node:
@@ -104,39 +95,29 @@ class Node:
 
     Attributes:
         tape, at: how to come here: the first *at* choices of the tape.
-        alternatives: for each, the actor's number, whether it just runs, its cost.
+        costs: what each alternative costs; of the choice whether an actor dies, nothing.
         chosen: the one that was explored first.
-        sleep: what slept here.
         spent: preemptions up to here.
-        last: the number of the actor that ran last; -1: none. free: it could go on as it liked.
-        store: the choice is whether an actor dies before a store.
-        seen: for alternatives that were run: reads, writes, and whether the actor can go on.
+        events, known, state: of the history up to here, the first *known* events count.
     """
 
-    __slots__ = (
-        "alternatives",
-        "at",
-        "chosen",
-        "free",
-        "last",
-        "seen",
-        "sleep",
-        "spent",
-        "store",
-        "tape",
-    )
+    __slots__ = ("at", "chosen", "costs", "events", "known", "spent", "state", "tape")
 
-    def __init__(self, tape: list[Choice], sleep: list[Sleeping], spent: int) -> None:
+    def __init__(self, tape: list[Choice], schedule: Schedule, costs: list[int]) -> None:
         self.tape = tape
         self.at = len(tape)
-        self.alternatives: list[tuple[int, bool, int]] = []
+        self.costs = costs
         self.chosen = 0
-        self.sleep = sleep
-        self.spent = spent
-        self.last = -1
-        self.free = False
-        self.store = False
-        self.seen: dict[int, tuple[int, int, bool]] = {}
+        self.spent = schedule.preemptions
+        history = schedule.history
+        self.events: list[tuple[int, int, int, int]] = []
+        self.known = self.state = 0
+        if history is not None:
+            self.events, self.known, self.state = (
+                history.events,
+                len(history.events),
+                history.state,
+            )
 
 
 class Task(NamedTuple):
@@ -163,8 +144,6 @@ class Taped:
 
     def choose(self, schedule: Schedule, alternatives: list[Alternative]) -> int:
         count = len(alternatives)
-        if count == 1:
-            return self.only(schedule, alternatives[0])
         at = len(self.tape)
         if at < len(self.prefix):
             wanted = self.prefix[at]
@@ -176,7 +155,7 @@ class Taped:
                     f"alternatives, and is one of {count} now: {_names(alternatives)}"
                 )
                 return -1
-            self.arrive(schedule, alternatives, at)
+            self.arrive(schedule, at)
         else:
             index = self.pick(schedule, alternatives)
             if index < 0:
@@ -187,23 +166,21 @@ class Taped:
 
     def survives(self, schedule: Schedule) -> bool:
         at = len(self.tape)
-        schedule.reads = schedule.writes = EVERYTHING
         if at < len(self.prefix):
             dies = self.prefix[at].chosen
             if self.prefix[at].count != 2:
                 self.misfit = f"choice {at + 1} (step {schedule.steps}) was another one"
                 dies = 0
-            self.arrive(schedule, [], at)
+            self.arrive(schedule, at)
         else:
             dies = self.pick_death(schedule)
         self.tape.append(Choice(2, dies))
         return not dies
 
-    def only(self, schedule: Schedule, alternative: Alternative) -> int:
-        """There is one alternative: take it (0), or give the schedule up (-1)."""
-        return 0
+    def begin(self, schedule: Schedule) -> None:
+        """The schedule begins."""
 
-    def arrive(self, schedule: Schedule, alternatives: list[Alternative], at: int) -> None:
+    def arrive(self, schedule: Schedule, at: int) -> None:
         """Prescribed choice number *at* is about to be taken."""
 
     def pick(self, schedule: Schedule, alternatives: list[Alternative]) -> int:
@@ -220,102 +197,58 @@ def _names(alternatives: list[Alternative]) -> str:
 
 
 class Branching(Taped):
-    """One schedule of the exhaustive search: to a task's state, and then on by the first way."""
+    """One schedule of the exhaustive search: to a task's state, and then on by the first way.
 
-    def __init__(self, task: Task | None, bound: float, reduce: bool) -> None:
+    *visited* has, for each state and last actor, the fewest preemptions that led there.
+    """
+
+    def __init__(
+        self, task: Task | None, bound: float, visited: dict[tuple[int, int], int] | None
+    ) -> None:
         prefix = None
         if task is not None:
             node = task.node
-            if node.store:
-                choice = Choice(2, task.chosen)
-            else:
-                choice = Choice(len(node.alternatives), task.chosen)
+            choice = Choice(len(node.costs), task.chosen)
             prefix = [*node.tape[: node.at], choice]
         super().__init__(prefix)
         self._task = task
         self._bound = bound
-        self._reduce = reduce
+        self._visited = visited
         self.nodes: list[Node] = []
-        self.cut = False
-        """The schedule ended where every way on costs more than the bound."""
+        self.redundant = False
+        """The schedule was given up because it came to a state that was explored before."""
 
-    def only(self, schedule: Schedule, alternative: Alternative) -> int:
-        actor, variant, _ = alternative
-        if variant == RUN and not _is_yielded(schedule.last):
-            number = actor.index
-            for entry in schedule.sleep:
-                if entry.actor == number:
-                    return -1
-        return 0
+    def begin(self, schedule: Schedule) -> None:
+        if self._task is None and self._visited is not None:
+            schedule.history = History([], 0)
 
-    def arrive(self, schedule: Schedule, alternatives: list[Alternative], at: int) -> None:
-        if self._task is None or at != len(self.prefix) - 1:
+    def arrive(self, schedule: Schedule, at: int) -> None:
+        if self._task is None or self._visited is None or at != len(self.prefix) - 1:
             return
-        node, chosen = self._task
-        if self._reduce:
-            schedule.sleep = [*node.sleep, *_done_before(node, chosen, self._bound)]
-            schedule.watch = self._task
+        node = self._task.node
+        schedule.history = History(node.events[: node.known], node.state)
 
     def pick(self, schedule: Schedule, alternatives: list[Alternative]) -> int:
-        node = Node(self.tape, schedule.sleep, schedule.preemptions)
-        last = schedule.last
-        if last is not None:
-            node.last = last.index
-        node.free = alternatives[0][0] is last and alternatives[0][1] == RUN
-        asleep: set[int] = set()
-        if schedule.sleep and not _is_yielded(last):
-            asleep = {entry.actor for entry in schedule.sleep}
+        if schedule.history is not None and self._visited is not None:
+            last = schedule.last
+            # Who ran last matters only to what it costs to leave it.
+            goes_on = any(actor is last for actor, variant, _ in alternatives if variant == RUN)
+            key = schedule.history.state, last.index if last is not None and goes_on else -1
+            before = self._visited.get(key)
+            if before is not None and before <= schedule.preemptions:
+                self.redundant = True
+                return -1
+            self._visited[key] = schedule.preemptions
+        costs = [cost for _, _, cost in alternatives]
+        node = Node(self.tape, schedule, costs)
+        self.nodes.append(node)
         room = self._bound - schedule.preemptions
-        first = -1
-        left = False
-        for index, (actor, variant, cost) in enumerate(alternatives):
-            runs = variant == RUN
-            if runs and actor.index in asleep:
-                node.alternatives.append((-1, runs, cost))  # its orders are explored elsewhere
-                continue
-            node.alternatives.append((actor.index, runs, cost))
-            left = True
-            if first < 0 and cost <= room:
-                first = index
-        node.chosen = first
-        if left:
-            self.nodes.append(node)
-        if first < 0:
-            self.cut = left
-            return -1
-        if self._reduce:
-            schedule.watch = (node, first)
-        return first
+        node.chosen = next((index for index, cost in enumerate(costs) if cost <= room), -1)
+        return node.chosen
 
     def pick_death(self, schedule: Schedule) -> int:
-        node = Node(self.tape, schedule.sleep, schedule.preemptions)
-        node.store = True
-        node.alternatives = [(0, True, 0), (0, False, 0)]
-        self.nodes.append(node)
+        self.nodes.append(Node(self.tape, schedule, [0, 0]))
         return 0
-
-
-def _is_yielded(actor: Actor | None) -> bool:
-    return actor is not None and actor.yielded
-
-
-def _done_before(node: Node, chosen: int, bound: float) -> list[Sleeping]:
-    """What sleeps while alternative *chosen* is explored: see Reduction above."""
-    entries: list[Sleeping] = []
-    if node.store:
-        return entries
-    to_run = node.alternatives[chosen][0]
-    for index in range(chosen):
-        actor, runs, _ = node.alternatives[index]
-        seen = node.seen.get(index)
-        if seen is None or not runs or actor == to_run:
-            continue
-        reads, writes, goes_on = seen
-        first_case = index == 0 and node.free
-        second_case = not goes_on and node.last not in (actor, to_run)
-        if first_case or second_case or bound == float("inf"):
-            entries.append(Sleeping(actor, reads, writes))
-    return entries
 
 
 class Walk(Taped):
@@ -406,8 +339,7 @@ class Search:
         bound: all schedules with so many preemptions were explored; -1: not even those with none.
         complete: there are no others.
         exhaustive: schedules run by the exhaustive part. sampled: those run by the other.
-        redundant: schedules given up half way, because an equivalent one was explored.
-        spared: alternatives not tried, for the same reason.
+        redundant: schedules given up half way, because they came to a state explored before.
         longest: the most steps that a schedule took.
     """
 
@@ -421,9 +353,9 @@ class Search:
     exhaustive: int = 0
     sampled: int = 0
     redundant: int = 0
-    spared: int = 0
     longest: int = 0
     interleaved: bool = False
+    visited: dict[tuple[int, int], int] = field(default_factory=dict[tuple[int, int], int])
     pool: Pool = field(default_factory=Pool)
     locks: list[SimulatedLock] = field(default_factory=list[SimulatedLock])
 
@@ -476,12 +408,12 @@ class Search:
         bound: float,
         budget: Budget,
     ) -> Found | None:
-        chooser = Branching(tasks.pop(), bound, self.reduce)
+        chooser = Branching(tasks.pop(), bound, self.visited if self.reduce else None)
         schedule = self.run(chooser)
         if chooser.misfit:
             raise Nondeterministic(
                 f"the scenario did something else when a schedule was begun again: "
-                f"{chooser.misfit}. {Nondeterministic.__doc__}"
+                f"{chooser.misfit}. {LOOK_FOR}"
             )
         budget.used += 1
         if schedule.problem is not None:
@@ -489,19 +421,14 @@ class Search:
             return self._found(schedule, chooser, "the exhaustive search")
         if not schedule.pruned:
             self.exhaustive += 1
-        elif not chooser.cut:
+        elif chooser.redundant:
             self.redundant += 1
         for node in chooser.nodes:
-            for index in reversed(range(len(node.alternatives))):
-                actor, _, cost = node.alternatives[index]
-                if index == node.chosen:
-                    continue
-                if actor < 0:
-                    self.spared += 1
-                elif node.spent + cost <= bound:
-                    tasks.append(Task(node, index))
-                else:
-                    by_cost.setdefault(node.spent + cost, []).append(Task(node, index))
+            for index in reversed(range(len(node.costs))):
+                if index != node.chosen:
+                    total = node.spent + node.costs[index]
+                    target = tasks if total <= bound else by_cost.setdefault(total, [])
+                    target.append(Task(node, index))
         return None
 
     def sample(self, seed: int, budget: Budget) -> Found | None:
@@ -572,5 +499,5 @@ def _said(row: object) -> str:
 def _differs(step: int, one: str, other: str) -> str:
     return (
         f"the same schedule, run twice, differed in step {step}: first ({one}), then ({other}). "
-        f"{Nondeterministic.__doc__}"
+        f"{LOOK_FOR}"
     )

@@ -30,8 +30,6 @@ class Lenient(Taped):
         self._wanted = wanted
 
     def choose(self, schedule: Schedule, alternatives: list[Alternative]) -> int:
-        if len(alternatives) == 1:
-            return 0
         index = self._next(len(alternatives))
         self.tape.append(Choice(len(alternatives), index, label_of(alternatives[index])))
         return index

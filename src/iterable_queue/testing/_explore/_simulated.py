@@ -16,8 +16,9 @@ its own over them, with a process's slot of its own. Items are pickled. An actor
 nothing any more, whatever its `finally` clauses call; if that was inside the lock, the next one who
 wants it takes it over and mends, as `SharedCore` does.
 
-Cells write down which of them a transition reads and changes. Two things are left out, because
-nobody decides by them: HOLDER, which is 0 again whenever the lock is free, and STAMP.
+Cells write down which of them a transition reads and changes. Three things are left out, because
+nobody decides by them: HOLDER, which is 0 again whenever the lock is free; STAMP; and FREE_SLOT,
+which only says which of several free slots, all alike, is used next.
 """
 
 from __future__ import annotations
@@ -33,9 +34,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from iterable_queue._cells import (
     BLOCKED,
     CONSUMER,
+    FREE,
+    FREE_SLOT,
     HEAD_SIZE,
     HOLDER,
     KIND,
+    MAKER,
+    OWNER,
     PROCESS,
     PRODUCER,
     QUEUE,
@@ -122,8 +127,10 @@ class Cells(QuietCells):
     def __getitem__(self, index: Any) -> Any:
         try:
             self.schedule.reads |= self.bits[index]
-        except TypeError:  # a slice
-            self.schedule.reads |= self.every
+        except TypeError:  # a slice: of one slot, or of them all
+            first, last = index.start or 0, (index.stop or 0) - 1
+            one = first // SLOT_SIZE == last // SLOT_SIZE
+            self.schedule.reads |= self.bits[first] * 3 if one else self.every
         return _get(self, index)
 
     def __setitem__(self, index: Any, value: Any) -> None:
@@ -167,8 +174,8 @@ class SimulatedLock:
         self.items_bit = 1 << base + THE_ITEMS
         self.token_bits = [1 << base + TOKENS + i for i in range(3)]
         self.head_bits = [1 << base + i for i in range(HEAD_SIZE)]
-        self.head_bits[HOLDER] = 0
-        self.every = (1 << base + BITS) - (1 << base)
+        self.head_bits[HOLDER] = self.head_bits[FREE_SLOT] = 0
+        self.every = (1 << base + BITS) - (1 << base + SLOT_BITS)
         self._base = base
         self._slot_bits: list[int] = []
         self.holder: Actor | None = None
@@ -292,6 +299,8 @@ class SimulatedCondition(Condition):
             schedule.special = True
         if schedule.point(SLEEP, self._tokens, deadline) != RUN:
             return False
+        # The look that follows needs no point of its own: a token in hand is nobody else's.
+        schedule.current.entered = False
         return self._tokens.acquire(False)
 
 
@@ -551,8 +560,17 @@ class SimulatedCore(Core):
 
     def leave(self, how: str, cause: BaseException | None = None) -> None:
         """The actor's function has ended: what it left open ends as that of a process does."""
-        if any(self._left_open()):
-            self.transact(self._leave, how, cause)
+        # Read past the footprint: while the actor lives, nobody else ends what it owns.
+        cells = cast("list[int]", self.ledger.cells)
+        me = self.ledger.me
+        for slot in range(1, len(cells) // SLOT_SIZE):
+            base = slot * SLOT_SIZE
+            owner, maker = _get(cells, base + OWNER), _get(cells, base + MAKER)
+            if _get(cells, base + KIND) not in (FREE, PROCESS) and (
+                owner == me or (owner == 0 and maker == me)
+            ):
+                self.transact(self._leave, how, cause)
+                break
 
     def _left_open(self) -> list[SlotView]:
         views = self.ledger.views(PRODUCER, CONSUMER, WORKER, QUEUE)

@@ -279,6 +279,7 @@ def run_once(
                 return schedule
             raise
         simulation.begin()
+        chooser.begin(schedule)
         schedule.run(patience_s)
         if check is not None and not schedule.over:
             try:
