@@ -197,7 +197,8 @@ def test_the_error_names_every_broken_promise() -> None:
 def test_it_needs_no_test_runner_and_is_cheap_to_import() -> None:
     """What test runners have imported anyway, dataclasses and what these import, is not counted."""
     program = (
-        "import sys, dataclasses, math, iterable_queue; before = set(sys.modules); import iterable_queue.testing; "
+        "import sys, dataclasses, math, iterable_queue; before = set(sys.modules); "
+        "import iterable_queue.testing; "
         "print(*sorted(set(sys.modules) - before)); "
         "from iterable_queue.testing import check_queue; "
         "check_queue(iterable_queue.IterableQueue.threaded, only=['items_arrive']); "

@@ -57,7 +57,6 @@ from iterable_queue.testing import (
     check_queue,
     promises,
 )
-from iterable_queue.testing._fake import TIMEOUTS_IN_A_ROW
 
 # The promises
 
@@ -210,7 +209,7 @@ def test_what_is_public_of_a_queue_is_public_here() -> None:
     def names(of: object) -> set[str]:
         return {name for name in dir(of) if not name.startswith("_")}
 
-    own = {"clock", "history", "kill", "put_items", "taken_items"}
+    own = {"MAX_TIMEOUTS", "clock", "history", "kill", "put_items", "taken_items"}
     assert names(FakeQueue) == names(IterableQueue) | own
     assert names(FakeQueue[int]()) == names(FakeQueue)
     assert "FakeQueue open" in repr(FakeQueue[int]())
@@ -246,6 +245,20 @@ def test_endpoints_can_be_had_of_a_filled_queue() -> None:
     worker.close()
     with pytest.raises(Done):
         source.get_nowait()
+
+
+def test_consumers_can_be_had_of_it_though_the_first_have_gone() -> None:
+    fake = FakeQueue([1, 2, 3])
+    with fake.get_consumer() as source:
+        assert source.get() == 1
+    assert fake.statistics().state == "abandoned"
+    fake.kill(fake.get_consumer())
+    late = fake.get_producer()
+    with pytest.raises(ConsumersGone):
+        late.put(4)
+    late.close()
+    assert list(fake.get_consumer()) == [2, 3]
+    assert fake.join()
 
 
 def end_by_close(fake: FakeQueue[int]) -> None:
@@ -411,8 +424,9 @@ def test_it_does_not_block_where_a_real_one_would_raise() -> None:
     source.close()
     with pytest.raises(ConsumersGone):
         out.put(2)
-    with pytest.raises(ConsumersGone):
-        fake.join()
+    for call in (fake.join, fake.get_consumer):
+        with pytest.raises(ConsumersGone):
+            call()
 
 
 # Time
@@ -489,16 +503,16 @@ def poll_join(fake: FakeQueue[int], n: int) -> None:
 @pytest.mark.time_limit(20)
 @pytest.mark.parametrize("poll", [poll_get, poll_put, poll_join])
 def test_a_loop_that_polls_ends(poll: Callable[[FakeQueue[int], int], None]) -> None:
-    poll(FakeQueue[int](maxsize=1), TIMEOUTS_IN_A_ROW)
+    poll(FakeQueue[int](maxsize=1), FakeQueue.MAX_TIMEOUTS)
     with pytest.raises(WouldBlock, match="gave up in vain, after 1000 other calls"):
-        poll(FakeQueue[int](maxsize=1), TIMEOUTS_IN_A_ROW + 1)
+        poll(FakeQueue[int](maxsize=1), FakeQueue.MAX_TIMEOUTS + 1)
 
 
 def test_a_change_lets_it_go_on() -> None:
     fake = FakeQueue[int]()
     out, source = fake.get_producer(), fake.get_consumer()
     for n in range(3):
-        for _ in range(TIMEOUTS_IN_A_ROW - 1):
+        for _ in range(FakeQueue.MAX_TIMEOUTS - 1):
             with pytest.raises(Empty):
                 source.get(timeout=0.1)
         out.put(n)
@@ -700,6 +714,21 @@ def test_items_are_pickled_when_they_are_put() -> None:
     assert fake.history[-1] == Taken("consumer", 2, [1])
 
 
+class Plain:
+    """Equal only to itself."""
+
+
+def test_the_history_has_one_copy_of_each_item() -> None:
+    fake = FakeQueue([Plain(), Plain()])
+    first, second = fake.get_consumer()
+    [put, other] = fake.put_items
+    assert put is not first
+    assert other is not second
+    assert [id(item) for item in fake.taken_items] == [id(put), id(other)]
+    assert Finished("consumer", 2, put) in fake.history
+    assert fake.history == fake.history
+
+
 def test_an_item_that_cannot_be_pickled_raises_in_put() -> None:
     fake = FakeQueue[object]()
     out = fake.get_producer()
@@ -744,6 +773,19 @@ def test_what_went_back_was_not_taken() -> None:
         other.get()
     assert list(other) == [2]
     assert fake.taken_items == [1, 2]
+
+
+def test_what_was_taken_again_and_went_back_was_taken_once() -> None:
+    fake = FakeQueue(["a", "b", NotToBeOpened()], redeliver=True)
+    victim, other, heir = (fake.get_consumer() for _ in range(3))
+    assert victim.get() == "a"
+    assert other.get() == "b"
+    fake.kill(victim)
+    with pytest.raises(ItemError):
+        heir.get_many(2)
+    assert fake.taken_items == ["a", "b", "a"]
+    heir.close()
+    assert fake.taken_items == ["a", "b"]
 
 
 def test_errors_cross_as_well() -> None:
@@ -1053,7 +1095,10 @@ def test_over_a_simple_queue() -> None:
     mine.put(1)
     fake = FakeQueue.over(mine)
     source = fake.get_consumer()
-    assert source.get() == 1
+    fake.get_producer().put_many([2, 3])
+    assert [source.get() for _ in range(3)] == [1, 2, 3]
     with pytest.raises(WouldBlock):
         source.get()
-    assert fake.taken_items == [1]
+    assert fake.taken_items == [1, 2, 3]
+    finished = [event.item for event in fake.history if isinstance(event, Finished)]
+    assert finished == [1, 2, 3]

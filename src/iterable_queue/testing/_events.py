@@ -3,13 +3,17 @@
 An event says to which endpoint it happened: its kind, and its number, which `explain()` and the
 endpoint's `repr` have too. The queue itself is number 0. Events are equal if they are of one class
 and all they say is equal; their `repr` is the call that makes an equal one, to be pasted into a
-test.
+test. The ledger of a `FakeQueue` keeps the `Log`, from which the history is read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Generic, Literal, TypeAlias, TypeVar
+from functools import partial
+from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast
+
+from iterable_queue._cells import KIND_NAMES
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -157,3 +161,55 @@ QueueEvent: TypeAlias = (
     | Ended
 )
 """Anything that a history consists of; `isinstance` tells which, and then what else it says."""
+
+
+class Log:
+    """What happened. An item is opened once, and not before somebody reads the history.
+
+    Attributes:
+        idle: how many calls have given up since the last change.
+    """
+
+    def __init__(self, loads: Callable[[Any], Any]) -> None:
+        self.idle = 0
+        self._loads = loads
+        self._opened: dict[int, tuple[Any, Any]] = {}
+        """By id of the payload, which is kept so that the id stays its own: it and its item."""
+        self._unread: list[Callable[[], QueueEvent[Any]]] = []
+        self._events: tuple[QueueEvent[Any], ...] = ()
+
+    def add(
+        self, event: Callable[..., QueueEvent[Any]], kind: int, number: int, *said: Any
+    ) -> None:
+        self._unread.append(partial(event, _name(kind), number, *said))
+        self.idle = 0
+
+    def add_item(
+        self, event: Callable[..., QueueEvent[Any]], kind: int, number: int, payload: Any
+    ) -> None:
+        self._unread.append(lambda: event(_name(kind), number, self._open(payload)))
+        self.idle = 0
+
+    def add_timeout(self, kind: int, number: int, seconds: float) -> None:
+        idle = self.idle + 1
+        self.add(TimedOut, kind, number, seconds)
+        self.idle = idle
+
+    def _open(self, payload: Any) -> Any:
+        if id(payload) not in self._opened:
+            try:
+                item = self._loads(payload)
+            except Exception:
+                item = Unreadable(bytes(payload))
+            self._opened[id(payload)] = payload, item
+        return self._opened[id(payload)][1]
+
+    def read(self) -> tuple[QueueEvent[Any], ...]:
+        if self._unread:
+            self._events += tuple(make() for make in self._unread)
+            self._unread.clear()
+        return self._events
+
+
+def _name(kind: int) -> Kind:
+    return cast("Kind", KIND_NAMES[kind])

@@ -18,13 +18,13 @@ import math
 import os
 import queue as queues
 from collections.abc import Callable, Iterable
-from functools import partial
 from threading import get_ident
-from typing import Any, Final, Literal, NoReturn, ParamSpec, TypeVar, cast
+from typing import Any, ClassVar, Final, Literal, NoReturn, ParamSpec, TypeVar, cast
 
 from iterable_queue import _cells as cells_
 from iterable_queue import _endpoints
 from iterable_queue._cells import (
+    ABANDONED,
     CANCELLED,
     CLOSED,
     KIND_NAMES,
@@ -58,7 +58,7 @@ from iterable_queue.testing._events import (
     Failed,
     Finished,
     Killed,
-    Kind,
+    Log,
     Lost,
     Opened,
     Put,
@@ -67,7 +67,6 @@ from iterable_queue.testing._events import (
     Returned,
     Stopped,
     Taken,
-    TimedOut,
     Unreadable,
 )
 
@@ -76,7 +75,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 U = TypeVar("U")
 
-TIMEOUTS_IN_A_ROW: Final = 1000
+MAX_TIMEOUTS: Final = 1000
 """So many calls may give up one after another, with no change to the queue in between."""
 
 
@@ -202,58 +201,6 @@ class _TaggedChannel(ThreadChannel):
         return data, tag
 
 
-class _Log:
-    """What happened. An item is opened once, and not before somebody reads the history.
-
-    Attributes:
-        idle: how many calls have given up since the last change.
-    """
-
-    def __init__(self, loads: Callable[[Any], Any]) -> None:
-        self.idle = 0
-        self._loads = loads
-        self._opened: dict[int, tuple[Any, Any]] = {}
-        """By id of the payload, which is kept so that the id stays its own: it and its item."""
-        self._unread: list[Callable[[], QueueEvent[Any]]] = []
-        self._events: tuple[QueueEvent[Any], ...] = ()
-
-    def add(
-        self, event: Callable[..., QueueEvent[Any]], kind: int, number: int, *said: Any
-    ) -> None:
-        self._unread.append(partial(event, _name(kind), number, *said))
-        self.idle = 0
-
-    def add_item(
-        self, event: Callable[..., QueueEvent[Any]], kind: int, number: int, payload: Any
-    ) -> None:
-        self._unread.append(lambda: event(_name(kind), number, self._open(payload)))
-        self.idle = 0
-
-    def add_timeout(self, kind: int, number: int, seconds: float) -> None:
-        idle = self.idle + 1
-        self.add(TimedOut, kind, number, seconds)
-        self.idle = idle
-
-    def _open(self, payload: Any) -> Any:
-        if id(payload) not in self._opened:
-            try:
-                item = self._loads(payload)
-            except Exception:
-                item = Unreadable(bytes(payload))
-            self._opened[id(payload)] = payload, item
-        return self._opened[id(payload)][1]
-
-    def read(self) -> tuple[QueueEvent[Any], ...]:
-        if self._unread:
-            self._events += tuple(make() for make in self._unread)
-            self._unread.clear()
-        return self._events
-
-
-def _name(kind: int) -> Kind:
-    return cast("Kind", KIND_NAMES[kind])
-
-
 class _Ledger(Ledger):
     """The shipped state machine, which tells the log of each transition that it has made.
 
@@ -267,7 +214,7 @@ class _Ledger(Ledger):
 
     __slots__ = ("_failing", "_thread", "dying", "log", "sealed")
 
-    def __init__(self, runtime: _Runtime, channel: ThreadChannel, log: _Log) -> None:
+    def __init__(self, runtime: _Runtime, channel: ThreadChannel, log: Log) -> None:
         super().__init__(runtime, channel)
         self.log = log
         self.sealed = False
@@ -331,9 +278,13 @@ class _Ledger(Ledger):
             del dying[at]
 
     def open(self, kind: int, site: str, *, clone: bool = False) -> tuple[int, int]:
-        clone = clone or (self.sealed and self.head[STATE] == CLOSED)
-        slot, number = super().open(kind, site, clone=clone)
+        late = self.sealed and self.head[STATE] | ABANDONED == CLOSED | ABANDONED
+        if late:
+            self.head[STATE] = CLOSED  # had it been made before, the queue would not be abandoned
+        slot, number = super().open(kind, site, clone=clone or late)
         self.log.add(Opened, kind, number)
+        if late:
+            self.settle()  # for a producer nothing has changed
         return slot, number
 
     def close(self, slot: int, number: int) -> bool:
@@ -425,7 +376,7 @@ class _Core(Core):
                 ledger.sealed = False
                 log.add(Ended, kind, number, "")
             return True
-        if log.idle >= TIMEOUTS_IN_A_ROW:
+        if log.idle >= MAX_TIMEOUTS:
             raise WouldBlock(
                 f"{_caller(endpoint)} gave up in vain, after {log.idle} other calls in a row that "
                 "did and changed nothing: a loop that polls like this would go on for ever.\n"
@@ -499,7 +450,7 @@ def _fake_core(
         from iterable_queue._pickling import pickling
 
         dumps, loads = pickling("multiprocessing")
-    ledger = _Ledger(runtime, channel, _Log(loads))
+    ledger = _Ledger(runtime, channel, Log(loads))
     ledger.set_up(maxsize, cancel=cancel, redeliver=redeliver)
     ledger.me = ledger.open_process(os.getpid(), lambda slot: None)
     core = _Core(runtime, ledger)
@@ -520,13 +471,13 @@ class FakeQueue(IterableQueue[T]):
 
     Where a real queue would wait for ever, a call raises `WouldBlock`, with `explain()` in its
     text. Where a time-out was given, virtual time passes and the call gives up: `Empty`, `Full`, or
-    False from `join`. After 1,000 calls in a row that gave up (those that were not to wait among
-    them) and no change to the queue in between, the next one raises `WouldBlock` as well, so a loop
-    that polls ends.
+    False from `join`. After `MAX_TIMEOUTS` (1,000) calls in a row that gave up (those that were not
+    to wait among them) and no change to the queue in between, the next one raises `WouldBlock` as
+    well, so a loop that polls ends.
 
     Endings, bounds, failures and counts are those of the code that ships. Copies and pickles of
-    its endpoints, or of the queue itself, raise `TypeError`. Any call in another thread than the
-    one that made it raises `RuntimeError` and changes nothing.
+    its endpoints, or of the queue itself, raise `TypeError`. A call that could change anything
+    raises `RuntimeError`, and changes nothing, in another thread than the one that made it.
 
     Args:
         items: what is on the queue to begin with, put by producer 1, which has closed; then the
@@ -545,6 +496,9 @@ class FakeQueue(IterableQueue[T]):
         TypeError, ValueError: for an argument of the wrong kind, by its name.
         Exception: whatever pickling one of *items* raises.
     """
+
+    MAX_TIMEOUTS: ClassVar[int] = MAX_TIMEOUTS
+    """How many calls in a row may give up with no change to the queue in between."""
 
     __slots__ = ()
 
@@ -641,9 +595,10 @@ class FakeQueue(IterableQueue[T]):
             if isinstance(event, Taken) and not isinstance(event.item, Unreadable):
                 items.append(event.item)
             elif isinstance(event, Returned):
-                at = next((n for n, item in enumerate(items) if item is event.item), None)
-                if at is not None:
-                    del items[at]
+                for at in reversed(range(len(items))):
+                    if items[at] is event.item:
+                        del items[at]
+                        break
         return items
 
     @property
