@@ -44,6 +44,7 @@ from iterable_queue.testing import (
     Races,
     races,
 )
+from iterable_queue.testing._raced import Track
 from tests.conftest import FORKS, Context, Processes, wait_until
 
 PATIENCE_S = 20.0
@@ -396,31 +397,38 @@ def test_a_delay_takes_its_time() -> None:
     out = iq.get_producer()
     with races(iq) as race:
         race.delay(race.producer(out).before_put.nth(2), 0.1)
-        started = time.monotonic()
         out.put(1)
-        assert time.monotonic() - started < 0.1
+        started = time.monotonic()
         out.put(2)
         assert time.monotonic() - started >= 0.1
-        out.put(3)
 
 
-def test_a_drawn_delay_is_the_same_again() -> None:
-    def measure(seed: int) -> list[float]:
+def test_a_drawn_delay_is_the_same_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[float] = []
+
+    def note(self: Track, core: object, fact: object, timeout: float) -> bool:
+        drawn.append(timeout)
+        return False
+
+    monkeypatch.setattr(Track, "wait", note)
+
+    def draw(seed: int) -> list[float]:
+        drawn.clear()
         iq = IterableQueue[int].threaded()
         out = iq.get_producer()
-        taken: list[float] = []
         with races(iq) as race:
-            race.delay(race.producer().after_put.each, (0.0, 0.2), seed=seed)
-            for _ in range(4):
-                started = time.monotonic()
-                out.put(1)
-                taken.append(time.monotonic() - started)
-        return taken
+            race.delay(race.producer().after_put.each, (2.0, 3.0), seed=seed)
+            race.delay(race.producer(out).before_put.nth(2), 1.0)
+            out.put_many(range(4))
+        return drawn.copy()
 
-    first, again, other = measure(1), measure(1), measure(2)
-    assert max(first) - min(first) > 0.05
-    assert first == pytest.approx(again, abs=0.05)
-    assert first != pytest.approx(other, abs=0.05)
+    first = draw(1)
+    assert first == draw(1)
+    assert first != draw(2)
+    assert [delay for delay in first if delay < 2.0] == [1.0]
+    assert first[1] == 1.0
+    assert len({*first}) == 5
+    assert max(first) <= 3.0
 
 
 def test_leaving_the_block_opens_every_gate(make: Callable[..., IterableQueue[Any]]) -> None:
