@@ -702,6 +702,8 @@ def attach(
             core.transact(core.ledger.take_over, slot, number, generation)
             for endpoint in list(core.endpoints):
                 if endpoint.slot == slot and endpoint.number == number:
+                    if core.ledger.head[cells_.WATCHED] > 0:
+                        core.watch(endpoint)  # inherited, perhaps, before that
                     return endpoint
     except Exception as error:
         lost = ChannelBroken(

@@ -1,8 +1,11 @@
 """The endpoints and handles of a queue for which races are on, and what they do at a point.
 
 They are subclasses of the real ones, of the same layout: an object that exists already changes its
-class when races begin, and back when they end. So the real ones have no line for all this in their
-calls. Others, in whatever process they are made, are changed as they are made (`Core.watch`).
+class when races begin. So the real ones have no line for all this in their calls. Others, in
+whatever process they are made, are changed as they are made (`Core.watch`).
+
+They stay so when the races end, since a thread may be inside a call; a call then finds that there
+are no races, and goes straight on.
 """
 
 # pyright: reportPrivateUsage=false
@@ -68,12 +71,10 @@ class Watcher:
         if isinstance(target, Endpoint):
             target.__class__ = RACED.get(type(target), type(target))
             core = target._core
-        elif isinstance(target, IterableQueue):
-            handle: IterableQueue[Any] = target
+        else:
+            handle = cast("IterableQueue[Any]", target)
             handle.__class__ = raced_queue(type(handle))
             core = handle._core
-        else:
-            return
         track = _tracks.get(core)
         if track is None or not track.is_of(self.session):
             _tracks[core] = Track(self, core.ledger.head)
@@ -92,6 +93,8 @@ class Track:
         self.log = RaceLog(watcher.path)
         self._head = head
         self._pid = os.getpid()
+        self._pids: dict[int, int] = {}
+        """By number of the endpoint: processes in which they were seen."""
 
     def is_of(self, session: int) -> bool:
         """Whether it is for that session, and of this process rather than of its parent."""
@@ -152,8 +155,10 @@ class Track:
         signal.pause()
 
     def _break(self, rule: Rule, text: str) -> None:
-        self.log.append("broken", f"{text}\n{self.account()}")
-        raise RaceError(f"{text}\n{self.account()}\nthe rule was {rule}")
+        self.log.read()
+        text = f"{text}\nthe rule: {rule}\n{self.account()}"
+        self.log.append("broken", text)
+        raise RaceError(text)
 
     # -- waiting ---------------------------------------------------------------------------------
 
@@ -193,14 +198,14 @@ class Track:
         if whom.number is None:
             return ""
         pid = self.log.pid_at(whom) or owner_of(core, whom.number)
+        pid = self._pids[whom.number] = pid or self._pids.get(whom.number, 0)
         if not pid or pid == os.getpid() or runs(pid):
             return ""
         return f"the process of {whom.side} {whom.number} (pid {pid}) {how_it_ended(pid)}"
 
     def account(self) -> str:
-        """What has happened so far, for people to read."""
+        """What has happened so far, as of the last look at the log, for people to read."""
         log = self.log
-        log.read()
         lines = [f"passed so far, the last {SHOWN} of {len(log.passed)}:"]
         if len(log.passed) <= SHOWN:
             lines = ["passed so far:" if log.passed else "nothing was passed so far"]
@@ -353,7 +358,6 @@ RACED: Final[dict[type, type[Any]]] = {
     ConsumerEndpoint: RacedConsumer,
     WorkerEndpoint: RacedWorker,
 }
-PLAIN: Final[dict[type, type[Any]]] = {raced: plain for plain, raced in RACED.items()}
 
 
 class RacedQueue(IterableQueue[T]):
@@ -380,9 +384,9 @@ class RacedQueue(IterableQueue[T]):
 
 def raced_queue(kind: type[Any]) -> type[Any]:
     """The class with points for handles of class *kind*, which may be a user's own."""
-    if issubclass(kind, RacedQueue):
-        return kind
-    if kind is IterableQueue:
-        raced: type[Any] = RacedQueue
+    plain, raced = cast("tuple[type[Any], type[Any]]", (IterableQueue, RacedQueue))
+    if kind is plain:
         return raced
-    return type(kind.__name__, (RacedQueue, kind), {"__slots__": (), "__doc__": kind.__doc__})
+    if issubclass(kind, raced):
+        return kind
+    return type(kind.__name__, (raced, kind), {"__slots__": (), "__doc__": kind.__doc__})

@@ -39,7 +39,7 @@ from iterable_queue.testing._points import (
     WorkerPoints,
 )
 from iterable_queue.testing._race_log import Passage, Rule
-from iterable_queue.testing._raced import PLAIN, RaceError, Track, Watcher
+from iterable_queue.testing._raced import RaceError, Track, Watcher
 
 if TYPE_CHECKING:
     from iterable_queue._core import Core
@@ -86,25 +86,26 @@ class Gate:
         race = self._race
         limit = race.timeout if timeout is None else timeout
         try:
-            return race.track.wait(race.core, self._rule.reached, limit, self._rule.point)
+            return race._track.wait(race._core, self._rule.reached, limit, self._rule.point)
         except FileNotFoundError:
-            raise race.is_over() from None
+            raise race._over() from None
 
-    @property
     def passage(self) -> Passage | None:
-        """Who has come here first, and in which process; None: nobody yet."""
+        """Who has come here, and in which process; None: nobody yet."""
         race = self._race
-        race.read()
+        race._read()
         if not self._rule.reached():
             return None
-        return race.track.log.arrivals[self._rule.hits[self._rule.point.time - 1]]
+        return race._track.log.arrivals[self._rule.hits[self._rule.point.time - 1]]
 
     def release(self) -> None:
-        """Let whoever is here, or comes here, go on. Releasing again does nothing."""
+        """Let whoever is here, or comes here, go on. Releasing again, or too late, does nothing."""
         race = self._race
-        race.read()
+        if race._track.is_over():
+            return  # which has released it
+        race._read()
         if not self._rule.released:
-            race.track.log.append("free", self._rule.name)
+            race._track.log.append("free", self._rule.name)
 
     def __repr__(self) -> str:
         return f"<Gate at {self._rule.point}>"
@@ -124,6 +125,9 @@ class Races:
     On leaving the block everybody at a point goes on, and all is removed. It raises `RaceError` if
     a rule was broken, or if the point of one that is not optional was not come to. If the block is
     left by an exception, what has happened is added to it as a note instead.
+
+    Attributes:
+        timeout: how long anybody waits at a point, in seconds.
     """
 
     def __init__(self, iq: IterableQueue[Any], timeout: float) -> None:
@@ -143,7 +147,7 @@ class Races:
         if head[WATCHED] > 0:
             raise RaceError("there are races on this queue already: leave their block first")
         self._entered = True
-        self.core = core
+        self._core = core
         session = 1 - head[WATCHED]
         path = _directory(core)
         if path is None:
@@ -151,8 +155,8 @@ class Races:
 
             path = self._folder = mkdtemp(prefix="iterable_queue-races-")
         watcher = Watcher(f"{path}/race-{session}", session, self.timeout)
-        self.track = Track(watcher, head)
-        self.track.log.create()
+        self._track = Track(watcher, head)
+        self._track.log.create()
         if self._folder is None:
             with open(f"{path}/watcher.new", "wb") as file:
                 file.write(pickle.dumps(watcher))
@@ -165,7 +169,6 @@ class Races:
             for view in core.ledger.views(cells_.PRODUCER, cells_.CONSUMER, cells_.WORKER)
             if view.owner not in (0, me)
         }
-        self._kind = type(self._iq)
         head[WATCHED] = session
         for target in (self._iq, *core.endpoints):
             watcher(target)
@@ -189,11 +192,11 @@ class Races:
 
     def _verdict(self) -> str | None:
         """What went wrong, if anything did."""
+        log = self._track.log
         try:
-            account = self.track.account()
+            log.read()
         except FileNotFoundError:
-            return str(self.is_over())
-        log = self.track.log
+            return str(self._over())
         if log.broken:
             return log.broken[0]
         missed = [rule for rule in log.rules.values() if not rule.optional and not self._kept(rule)]
@@ -202,47 +205,50 @@ class Races:
         rules = "".join(f"\n  {rule}{self._why(rule)}" for rule in missed)
         return (
             "the block ended before these were come to (join the actors inside it, or say "
-            f"optional=True):{rules}\n{account}"
+            f"optional=True):{rules}\n{self._track.account()}"
         )
 
     def _kept(self, rule: Rule) -> bool:
-        if rule.kind != "order":
+        if rule.kind != "order" or not rule.reached():
             return rule.reached()
-        return rule.reached() and rule.hits[rule.point.time - 1] not in self.track.log.here
+        at, log = rule.hits[rule.point.time - 1], self._track.log
+        return at not in log.here or at in log.killed
 
     def _why(self, rule: Rule) -> str:
         """What is known of why a rule's point was not come to."""
-        ended = self.track.ended(self.core, rule.point)
+        ended = self._track.ended(self._core, rule.point)
         return f": {ended}" if ended else ""
 
     def _end(self) -> None:
-        core = self.core
+        core = self._core
         head = core.ledger.head
         head[WATCHED] = -head[WATCHED]
-        for endpoint in list(core.endpoints):
-            endpoint.__class__ = PLAIN.get(type(endpoint), type(endpoint))
-        self._iq.__class__ = self._kind
         core.watcher = None
-        for path in (f"{_directory(core)}/watcher", self.track.log.path):
+        files = [self._track.log.path]
+        if self._folder is None:
+            files.append(f"{_directory(core)}/watcher")
+        for path in files:
             try:
                 os.unlink(path)
             except FileNotFoundError:
-                pass
+                pass  # with the queue's directory
         if self._folder is not None:
             os.rmdir(self._folder)
 
-    def is_over(self) -> RaceError:
+    def _over(self) -> RaceError:
         """The error of what is called outside the block."""
         return RaceError("these races are over: the block was left, or the queue is gone")
 
-    def read(self) -> None:
-        """Take in what has happened. Raises RaceError outside the block."""
-        if not self._entered or self.track.is_over():
-            raise self.is_over()
+    def _read(self) -> None:
+        """Take in what has happened; after the block, nothing more happens."""
+        if not self._entered:
+            raise self._over()
+        if self._track.is_over():
+            return
         try:
-            self.track.log.read()
+            self._track.log.read()
         except FileNotFoundError:
-            raise self.is_over() from None
+            raise self._over() from None
 
     # -- points ----------------------------------------------------------------------------------
 
@@ -272,14 +278,14 @@ class Races:
         if which is None:
             return None
         if isinstance(which, Endpoint):
-            if which._core is not self.core:
+            if which._core is not self._core:
                 raise ValueError(f"{which!r} is of another queue than these races")
             if which.kind != kind:
                 raise TypeError(f"{which!r} is not a {name}")
             return which.number
         if isinstance(which, bool) or not isinstance(which, int):
             raise TypeError(f"name a {name} by itself, by its number, or not at all, not {which!r}")
-        for view in self.core.ledger.views(cells_.PRODUCER, cells_.CONSUMER, cells_.WORKER):
+        for view in self._core.ledger.views(cells_.PRODUCER, cells_.CONSUMER, cells_.WORKER):
             if view.number == which and view.kind != kind:
                 raise ValueError(f"number {which} is a {KIND_NAMES[view.kind]}, not a {name}")
         return which
@@ -303,7 +309,7 @@ class Races:
         _once(first)
         _once(then)
         self._within_reach(first)
-        orders = [rule for rule in self.track.log.rules.values() if rule.kind == "order"]
+        orders = [rule for rule in self._track.log.rules.values() if rule.kind == "order"]
         behind = {then}
         while more := {rule.point for rule in orders if rule.first in behind} - behind:
             behind |= more
@@ -362,7 +368,7 @@ class Races:
                 time.
             RaceError: the point has happened already, or is out of reach.
         """
-        if _directory(self.core) is None:
+        if _directory(self._core) is None:
             raise ValueError(
                 "a thread can't be killed, only a process: make the queue with IterableQueue(), "
                 "or explore the same with explore(), where a kill is a choice"
@@ -373,12 +379,13 @@ class Races:
 
     def _add(self, rule: Rule) -> Rule:
         self._within_reach(rule.point)
-        self.read()
-        rule = self.track.log.add(rule)
+        if self._track.is_over():
+            raise self._over()
+        rule = self._track.log.add(rule)
         if rule.point.time and any(at < rule.name for at in rule.hits[rule.point.time - 1 :]):
             raise RaceError(
                 f"{rule.point} has happened already: make the rules before the actors are started"
-                f"\n{self.track.account()}"
+                f"\n{self._track.account()}"
             )
         return rule
 
@@ -396,15 +403,15 @@ class Races:
 
     @property
     def history(self) -> tuple[Passage, ...]:
-        """The points that were passed, in order; for threads and processes alike."""
-        self.read()
-        log = self.track.log
+        """The points that were passed, in order. It can be read after the block as well."""
+        self._read()
+        log = self._track.log
         return tuple(log.arrivals[at] for at in log.passed)
 
     def explain(self) -> str:
-        """What was passed so far, and who is at a point now, in words."""
-        self.read()
-        return self.track.account()
+        """What was passed so far, and who is at a point now, in words; also after the block."""
+        self._read()
+        return self._track.account()
 
 
 def _directory(core: Core) -> str | None:
