@@ -108,16 +108,6 @@ from iterable_queue.testing._fake import (
     WouldBlock,
 )
 from iterable_queue.testing._fixtures import FakeQueues, OpenRaces
-from iterable_queue.testing._points import (
-    ConsumerPoints,
-    Point,
-    ProducerPoints,
-    QueuePoints,
-    WorkerPoints,
-)
-from iterable_queue.testing._race_log import Passage
-from iterable_queue.testing._raced import RaceError
-from iterable_queue.testing._races import Gate, Races, races
 
 if TYPE_CHECKING:
     from iterable_queue.testing._explore import (
@@ -132,6 +122,16 @@ if TYPE_CHECKING:
         checkpoint,
         explore,
     )
+    from iterable_queue.testing._points import (
+        ConsumerPoints,
+        Point,
+        ProducerPoints,
+        QueuePoints,
+        WorkerPoints,
+    )
+    from iterable_queue.testing._race_log import Passage
+    from iterable_queue.testing._raced import RaceError
+    from iterable_queue.testing._races import Gate, Races, races
 
 __all__ = [
     "Actor",
@@ -189,15 +189,22 @@ __all__ = [
     "races",
 ]
 
+if not TYPE_CHECKING:  # type checkers know the names above, and are to miss any other
+    _LATER = {
+        **dict.fromkeys(("Gate", "Races", "races"), "_races"),
+        **dict.fromkeys(("ConsumerPoints", "Point", "ProducerPoints"), "_points"),
+        **dict.fromkeys(("QueuePoints", "WorkerPoints"), "_points"),
+        "Passage": "_race_log",
+        "RaceError": "_raced",
+    }
 
-def __getattr__(name: str) -> Any:
-    """Import the explorer, which few programs need, when it is first asked for."""
-    if name in __all__:
-        from iterable_queue.testing import _explore
+    def __getattr__(name: str) -> Any:
+        """Import the explorer and the races, which few programs need, when first asked for."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
 
-        return getattr(_explore, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_LATER.get(name, '_explore')}"), name)
 
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
