@@ -68,7 +68,7 @@ shows the one that fails:
         explore(scenario)
 """
 
-from typing import TYPE_CHECKING, Any
+import typing as _typing
 
 from iterable_queue.testing._conformance import (
     ConformanceError,
@@ -109,7 +109,7 @@ from iterable_queue.testing._fake import (
 )
 from iterable_queue.testing._fixtures import FakeQueues, OpenRaces
 
-if TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from iterable_queue.testing._explore import (
         Actor,
         Exploration,
@@ -189,7 +189,7 @@ __all__ = [
     "races",
 ]
 
-if not TYPE_CHECKING:  # type checkers know the names above, and are to miss any other
+if not _typing.TYPE_CHECKING:  # type checkers know the names above, and are to miss any other
     _LATER = {
         **dict.fromkeys(("Gate", "Races", "races"), "_races"),
         **dict.fromkeys(("ConsumerPoints", "Point", "ProducerPoints"), "_points"),
@@ -198,7 +198,7 @@ if not TYPE_CHECKING:  # type checkers know the names above, and are to miss any
         "RaceError": "_raced",
     }
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name: str) -> object:
         """Import the explorer and the races, which few programs need, when first asked for."""
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
