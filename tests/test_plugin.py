@@ -557,9 +557,7 @@ def test_what_is_explored_is_shown_and_can_be_replayed(
             r"1 +put 1",
         ]
     )
-    assert "to run it again: explore(" not in result.stdout.str(), (
-        "without pytest"
-    )
+    assert "to run it again: explore(" not in result.stdout.str(), "without pytest"
     (replay,) = {w for line in result.stdout.lines for w in line.split() if "--iq-replay=" in w}
     again = pytester.runpytest_subprocess(*LOAD, "test_a.py::test_it", replay, timeout=50)
     again.assert_outcomes(failed=1)
@@ -777,3 +775,44 @@ def test_the_module_stands_where_the_entry_point_says() -> None:
     root = Path(__file__).parent.parent
     assert 'iterable_queue = "_iterable_queue_pytest"' in (root / "pyproject.toml").read_text()
     assert (root / "src" / "_iterable_queue_pytest.py").is_file()
+
+
+# The docs
+
+PAGES = sorted((Path(__file__).parents[1] / "docs").glob("testing*.md"))
+SUITES = [
+    pytest.param(suite, said, id=f"{page.stem}-{n}")
+    for page in PAGES
+    for n, (suite, said) in enumerate(
+        re.findall(
+            r"^```py\n(.*?)^```\n(?:```console\n(.*?)^```$)?",
+            page.read_text(),
+            re.MULTILINE | re.DOTALL,
+        )
+    )
+]
+"""Each block of tests, and, if they are to fail, with what lines."""
+
+
+@pytest.mark.parametrize(("suite", "said"), SUITES)
+def test_the_suites_in_the_docs(pytester: pytest.Pytester, suite: str, said: str) -> None:
+    pytester.path.joinpath("test_docs.py").write_text(suite)
+    result = pytester.runpytest_subprocess(*LOAD, "-W", "error", timeout=55)
+    assert result.ret == (1 if said else 0)
+    pattern = re.escape(said).replace(r"\.\.\.", r"\S+").replace("test_docs", r"\S*test_docs")
+    assert re.search(pattern, result.stdout.str())
+
+
+def test_the_suites_in_the_docs_are_typed(tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
+    for n, suite in enumerate(SUITES):
+        (tmp_path / f"suite_{n}.py").write_text(str(suite.values[0]))
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", str(tmp_path)],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=55,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 if TYPE_CHECKING:
     from iterable_queue import IterableQueue
@@ -25,16 +25,38 @@ class FakeQueues:
         self.clock = clock
         self.made: list[FakeQueue[Any]] = []
 
+    @overload
     def __call__(
         self,
-        items: Iterable[T] | None = None,
+        items: Iterable[T],
+        *,
+        maxsize: int = ...,
+        pickled: bool = ...,
+        on_failure: Literal["raise", "cancel"] = ...,
+        redeliver: bool = ...,
+    ) -> FakeQueue[T]: ...
+
+    @overload
+    def __call__(
+        self,
+        items: None = None,
+        *,
+        maxsize: int = ...,
+        pickled: bool = ...,
+        on_failure: Literal["raise", "cancel"] = ...,
+        redeliver: bool = ...,
+    ) -> FakeQueue[Any]: ...
+
+    def __call__(
+        self,
+        items: Iterable[Any] | None = None,
         *,
         maxsize: int = 0,
         pickled: bool = True,
         on_failure: Literal["raise", "cancel"] = "raise",
         redeliver: bool = False,
-    ) -> FakeQueue[T]:
-        """A new `FakeQueue`, by the same arguments."""
+    ) -> FakeQueue[Any]:
+        """A new `FakeQueue`, by the same arguments; without items, it takes those of any type."""
         from iterable_queue.testing import FakeQueue
 
         queue = FakeQueue(
