@@ -218,8 +218,7 @@ def _failure(search: Search, found: Found, name: str) -> ScheduleFailure:
     problem = schedule.problem
     if problem is None or not problem.is_like(found.problem):
         raise Nondeterministic(
-            f"a schedule failed ({found.problem.text}) and did not when it ran again. "
-            f"{LOOK_FOR}"
+            f"a schedule failed ({found.problem.text}) and did not when it ran again. {LOOK_FOR}"
         ) from found.problem.error
     table = rows.table(schedule.actors)
     rows.close()
@@ -258,5 +257,3 @@ def _check_arguments(
             raise TypeError(f"{name} must be a number of seconds, not {number!r}")
         if not number > 0:
             raise ValueError(f"{name} must be more than 0 seconds, not {number!r}")
-
-

@@ -149,9 +149,9 @@ class Taped:
             wanted = self.prefix[at]
             index = wanted.chosen
             label = label_of(alternatives[index]) if index < count else -1
-            if wanted.count != count or (wanted.label and wanted.label != label):
+            if wanted.among != count or (wanted.label and wanted.label != label):
                 self.misfit = (
-                    f"choice {at + 1} (step {schedule.steps}) was one of {wanted.count} "
+                    f"choice {at + 1} (step {schedule.steps}) was one of {wanted.among} "
                     f"alternatives, and is one of {count} now: {_names(alternatives)}"
                 )
                 return -1
@@ -168,7 +168,7 @@ class Taped:
         at = len(self.tape)
         if at < len(self.prefix):
             dies = self.prefix[at].chosen
-            if self.prefix[at].count != 2:
+            if self.prefix[at].among != 2:
                 self.misfit = f"choice {at + 1} (step {schedule.steps}) was another one"
                 dies = 0
             self.arrive(schedule, at)
