@@ -349,6 +349,7 @@ def models() -> dict[str, Model]:
     add("workers, deeper", recursion, False, depth=2)
     add("threads workers", recursion, False, bound=1, threaded=True)
     add("threads late close", late_close, False, bound=1, threaded=True)
+    add("together at the end", together, True)
     add("a producer fails", failing, True)
     add("polling", polled, True)
     for victim in ("p", "c1", "w"):

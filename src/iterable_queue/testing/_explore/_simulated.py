@@ -514,17 +514,16 @@ class SimulatedCore(Core):
     def transact_until(self, deadline: float | None, call: Callable[[], object]) -> bool:
         actor = self._schedule.current
         if (
-            not actor.entered
-            and not self.shared.threaded
+            not self.shared.threaded
             and getattr(call, "__func__", None) is Endpoint._use_locked  # pyright: ignore[reportPrivateUsage]
             and self.shared.lock.holder is None
             and actor.is_safe()
         ):
             # Taking an endpoint into use touches nothing that is anybody else's, so it needs no
             # point (it moves both ways past whatever others do).
-            actor.entered = True
+            entered, actor.entered = actor.entered, False
             self.transact(call)
-            actor.entered = False
+            actor.entered = entered
             return True
         return super().transact_until(deadline, call)
 
