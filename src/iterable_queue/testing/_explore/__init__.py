@@ -10,6 +10,7 @@ from iterable_queue._core import check_int
 from iterable_queue.testing._explore._scheduler import Actor
 from iterable_queue.testing._explore._search import (
     LOOK_FOR,
+    SHARE,
     Budget,
     Found,
     Nondeterministic,
@@ -108,6 +109,7 @@ def explore(
     preemptions: int | None = 2,
     schedules: int = 5000,
     seconds: float = 20.0,
+    samples: int | None = None,
     seed: int | None = None,
     replay: str | None = None,
     steps: int = 2000,
@@ -130,8 +132,9 @@ def explore(
         scenario: what to run.
         preemptions: the search is exhaustive up to so many switches away from an actor that could
             have gone on; None: without a bound.
-        schedules: how many to run at most. Samples are drawn until then, unless the search was
-            complete.
+        schedules: how many to run at most, in both parts.
+        samples: how many of them at most at random; None: until the budget ends. None are drawn
+            where the exhaustive search has run all there are.
         seconds: how long to go on at most, in real time.
         seed: for the random schedules; None: one that follows from the scenario's name.
         replay: run the one schedule that this string of a `ScheduleFailure` describes.
@@ -150,8 +153,9 @@ def explore(
         NothingInterleaved: there was nothing to explore.
         ReplayError: *replay* can't be read, does not fit, or does not fail any more.
     """
-    _check_arguments(preemptions, schedules, seconds, steps, spurious, patience)
-    name = getattr(scenario, "__qualname__", "scenario").rpartition(".")[2]
+    _check_arguments(preemptions, schedules, samples, seconds, steps, spurious, patience)
+    named = getattr(scenario, "func", scenario)  # of a functools.partial
+    name = getattr(named, "__qualname__", "scenario").rpartition(".")[2]
     if seed is None:
         seed = zlib.crc32(name.encode())
     search = Search(scenario, steps, spurious, patience, reduction)
@@ -163,7 +167,7 @@ def explore(
         rows.close()
         if schedule.problem is not None and schedule.foreign is not None:
             raise _failure(search, Found(schedule.problem, [], 0, 0, "the first schedule"), name)
-        found = search.exhaust(preemptions, budget)
+        found = search.exhaust(preemptions, budget, SHARE if samples != 0 else 1.0)
         if found is None and not search.interleaved:
             raise NothingInterleaved(
                 f"in {search.exhaustive} schedule(s) of {name} there was never more than one actor "
@@ -171,7 +175,7 @@ def explore(
                 "queue"
             )
         if found is None and not search.complete:
-            found = search.sample(seed, budget)
+            found = search.sample(seed, budget, samples)
         if found is None:
             return Exploration(
                 None if preemptions is None else search.bound,
@@ -218,8 +222,7 @@ def _failure(search: Search, found: Found, name: str) -> ScheduleFailure:
     problem = schedule.problem
     if problem is None or not problem.is_like(found.problem):
         raise Nondeterministic(
-            f"a schedule failed ({found.problem.text}) and did not when it ran again. "
-            f"{LOOK_FOR}"
+            f"a schedule failed ({found.problem.text}) and did not when it ran again. {LOOK_FOR}"
         ) from found.problem.error
     table = rows.table(schedule.actors)
     rows.close()
@@ -237,6 +240,7 @@ def _failure(search: Search, found: Found, name: str) -> ScheduleFailure:
 def _check_arguments(
     preemptions: int | None,
     schedules: int,
+    samples: int | None,
     seconds: float,
     steps: int,
     spurious: int,
@@ -245,6 +249,7 @@ def _check_arguments(
     for name, value, least in (
         ("preemptions", preemptions, 0),
         ("schedules", schedules, 1),
+        ("samples", samples, 0),
         ("steps", steps, 1),
         ("spurious", spurious, 0),
     ):
@@ -258,5 +263,3 @@ def _check_arguments(
             raise TypeError(f"{name} must be a number of seconds, not {number!r}")
         if not number > 0:
             raise ValueError(f"{name} must be more than 0 seconds, not {number!r}")
-
-

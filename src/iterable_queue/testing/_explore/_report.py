@@ -85,7 +85,7 @@ class Row:
 
     def key(self) -> tuple[object, ...]:
         """What must be the same when the same schedule runs again."""
-        name = "" if self.call is None else self.call.text.partition(" ")[0]
+        name = "" if self.call is None else str(self.call.text).partition(" ")[0]
         return self.actor.name, self.variant, self.kind, name
 
     def text(self) -> str:
@@ -240,8 +240,8 @@ class Rows:
             " " * number + "  " + "  ".join("-" * width for width in widths),
         ]
         for step, (column, text) in enumerate(cells, 1):
-            row = [text if column == index else "" for index in range(len(actors))]
-            lines.append(f"{step:>{number}}  " + "  ".join(_pad(row, widths)))
+            line = [text if column == index else "" for index in range(len(actors))]
+            lines.append(f"{step:>{number}}  " + "  ".join(_pad(line, widths)))
         if len(cells) > ROWS:
             left_out = len(cells) - ROWS
             lines[2 + ROWS // 2 : -(ROWS // 2)] = [" " * number + f"  ({left_out} more steps)"]

@@ -166,6 +166,10 @@ class Actor:
         self.worker: Worker | None = None
         self.call: Any = None
 
+    def is_safe(self) -> bool:
+        """Whether nothing can happen to it at a point but to go on."""
+        return not self.mortal and self.fallible is None
+
     def __repr__(self) -> str:
         return f"<actor {self.name}>"
 
@@ -302,7 +306,7 @@ class Schedule:
             self.recorder.pending(me)
         if not me.entered:
             me.entered = True
-            if kind == LOCK and not target.threaded and not me.mortal and target.holder is None:
+            if kind == LOCK and me.is_safe() and not target.threaded and target.holder is None:
                 # What it did so far was its own business, so that and this are one.
                 if self.recorder is not None:
                     self.recorder.begins(me, RUN)
@@ -399,15 +403,15 @@ class Schedule:
                 runnable.append(actor)
         alternatives: list[Alternative]
         switch = 0
-        if can_go_on and not last.yielded:  # type: ignore[union-attr]
-            alternatives = [(last, RUN, 0)]  # type: ignore[list-item]
+        if can_go_on and last is not None and not last.yielded:
+            alternatives = [(last, RUN, 0)]
             switch = 1
             for actor in runnable:
                 alternatives.append((actor, RUN, 1))
         else:
             alternatives = [(actor, RUN, 0) for actor in runnable]
-            if can_go_on:
-                alternatives.append((last, RUN, 1 if runnable else 0))  # type: ignore[arg-type]
+            if can_go_on and last is not None:
+                alternatives.append((last, RUN, 1 if runnable else 0))
         if len(alternatives) > 1:
             self.interleaved = True
         if self.special:
@@ -436,25 +440,25 @@ class Schedule:
         return actor
 
     def _add_faults(self, alternatives: list[Alternative], switch: int) -> None:
+        """Append what may happen beside letting somebody run."""
         last = self.last
-        nobody = not alternatives
-        for actor, _, _ in list(alternatives):
-            if actor.fallible is not None and actor.kind not in (START, SLEEP):
-                alternatives.append((actor, FAIL, switch if actor is not last else 0))
+        runs = list(alternatives)
+        asleep = [a for a in self.live if a.kind == SLEEP and not a.target.tokens]
+        looks = [a for a in asleep if self.deaths > a.seen_deaths and not a.threaded]
+        timed = sorted((a.deadline_ns, a.index, a) for a in asleep if a.deadline_ns is not None)
+        if not runs:
+            alternatives += [(a, LOOK, 0) for a in looks]
+        if runs or not looks:
+            for position, (_, _, actor) in enumerate(timed):
+                alternatives.append((actor, TIME_OUT, 1 if runs or position else 0))
+        if not alternatives:
+            return  # a deadlock, which no mishap excuses
         for actor in self.live:
             if actor.mortal and not actor.dead and actor.kind != START:
-                alternatives.append((actor, KILL, switch if actor is not last else 0))
-        asleep = [a for a in self.live if a.kind == SLEEP and not a.target.tokens]
-        if nobody:
-            alternatives += [
-                (a, LOOK, 0) for a in asleep if self.deaths > a.seen_deaths and not a.threaded
-            ]
-            if alternatives and alternatives[0][1] == LOOK:
-                return
-        cost = 0 if nobody else 1
-        timed = [(a.deadline_ns, a.index, a) for a in asleep if a.deadline_ns is not None]
-        for position, (_, _, actor) in enumerate(sorted(timed)):
-            alternatives.append((actor, TIME_OUT, cost or min(position, 1)))
+                alternatives.append((actor, KILL, 0 if actor is last else switch))
+        for actor, _, _ in runs:
+            if actor.fallible is not None and actor.kind != START:
+                alternatives.append((actor, FAIL, 0 if actor is last else switch))
         if self.spurious:
             alternatives += [(a, SPURIOUS, 1) for a in asleep]
 
@@ -538,7 +542,7 @@ class Schedule:
             self._hand_over(chosen)
 
     def _judge(self, actor: Actor, error: BaseException) -> None:
-        """An actor ended by *error*: is that a failure?"""
+        """An actor ended by *error*, which may be a failure."""
         from iterable_queue._errors import IterableQueueError
 
         cause: BaseException | None = error
@@ -588,9 +592,10 @@ class Schedule:
 
 def _user_frames(frame: FrameType | None) -> list[traceback.FrameSummary]:
     """The stack without the explorer's own frames."""
-    stack = [] if frame is None else traceback.extract_stack(frame)
+    if frame is None:
+        return []
     ours = os.path.dirname(__file__), threading.__file__
-    return [entry for entry in stack if not entry.filename.startswith(ours)]
+    return [e for e in traceback.extract_stack(frame) if not e.filename.startswith(ours)]
 
 
 class Worker:

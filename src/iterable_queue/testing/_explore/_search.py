@@ -149,9 +149,9 @@ class Taped:
             wanted = self.prefix[at]
             index = wanted.chosen
             label = label_of(alternatives[index]) if index < count else -1
-            if wanted.count != count or (wanted.label and wanted.label != label):
+            if wanted.among != count or (wanted.label and wanted.label != label):
                 self.misfit = (
-                    f"choice {at + 1} (step {schedule.steps}) was one of {wanted.count} "
+                    f"choice {at + 1} (step {schedule.steps}) was one of {wanted.among} "
                     f"alternatives, and is one of {count} now: {_names(alternatives)}"
                 )
                 return -1
@@ -168,7 +168,7 @@ class Taped:
         at = len(self.tape)
         if at < len(self.prefix):
             dies = self.prefix[at].chosen
-            if self.prefix[at].count != 2:
+            if self.prefix[at].among != 2:
                 self.misfit = f"choice {at + 1} (step {schedule.steps}) was another one"
                 dies = 0
             self.arrive(schedule, at)
@@ -377,7 +377,7 @@ class Search:
 
     # -- the two parts ---------------------------------------------------------------------------
 
-    def exhaust(self, preemptions: int | None, budget: Budget) -> Found | None:
+    def exhaust(self, preemptions: int | None, budget: Budget, share: float) -> Found | None:
         """Explore every schedule with at most so many preemptions (None: with any number)."""
         limit = float("inf") if preemptions is None else preemptions
         by_cost: dict[float, list[Task | None]] = {0: [None]}
@@ -387,7 +387,7 @@ class Search:
         while True:
             tasks = by_cost.pop(bound, [])
             while tasks:
-                if not budget.left(SHARE):
+                if not budget.left(share):
                     return None
                 found = self._explore(tasks, by_cost, bound, budget)
                 if found is not None:
@@ -431,10 +431,10 @@ class Search:
                     target.append(Task(node, index))
         return None
 
-    def sample(self, seed: int, budget: Budget) -> Found | None:
+    def sample(self, seed: int, budget: Budget, samples: int | None) -> Found | None:
         """Random walks and PCT, until the budget ends."""
         rng = random.Random(seed)
-        while budget.left():
+        while budget.left() and self.sampled != samples:
             chooser: Taped
             walks = self.sampled % 2 == 0
             chooser = Walk(rng) if walks else Priorities(rng, self.longest)

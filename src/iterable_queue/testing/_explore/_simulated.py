@@ -95,8 +95,9 @@ SLOT_BITS: Final = HEAD_SIZE + 8
 SHARED_CELLS: Final = (STATE, WAIT_ITEM, WAIT_ROOM)
 """The cells of a queue for threads that are read without the lock."""
 
-_get = list.__getitem__
-_set = list.__setitem__
+_plain: Any = list
+_get: Callable[[Any, Any], Any] = _plain.__getitem__
+_set: Callable[[Any, Any, Any], None] = _plain.__setitem__
 
 
 class QuietCells(list[int]):
@@ -116,7 +117,8 @@ class QuietCells(list[int]):
 
     def loud(self, kind: type[Cells]) -> None:
         """From here on, what is read and changed counts."""
-        self.__class__ = kind  # type: ignore[assignment]
+        cells: Any = self
+        cells.__class__ = kind
 
 
 class Cells(QuietCells):
@@ -130,7 +132,8 @@ class Cells(QuietCells):
         except TypeError:  # a slice: of one slot, or of them all
             first, last = index.start or 0, (index.stop or 0) - 1
             one = first // SLOT_SIZE == last // SLOT_SIZE
-            self.schedule.reads |= self.bits[first] * 3 if one else self.every
+            several: int = self.bits[first] * 3 if one else self.every
+            self.schedule.reads |= several
         return _get(self, index)
 
     def __setitem__(self, index: Any, value: Any) -> None:
@@ -181,7 +184,7 @@ class SimulatedLock:
         self.holder: Actor | None = None
         self.threaded = False
         self.schedule: Schedule = cast("Schedule", None)
-        self.guard: Lock = guard(cast("Callable[[], bool]", self._acquire), self._release)
+        self.guard: Lock = guard(self._acquire, self._release)
 
     def slot_bits(self, count: int) -> list[int]:
         """The bits of *count* cells of slots."""
@@ -331,6 +334,9 @@ class SimulatedRuntime:
         slots.schedule, slots.bits, slots.every = schedule, [], lock.every
         self.lock: Lock = lock.guard
         self.trylock: Lock = lock.guard
+        self.items: Condition
+        self.room: Condition
+        self.end: Condition
         self.items, self.room, self.end = (
             SimulatedCondition(head, index, SimulatedSemaphore(schedule, bit, purpose))
             for index, bit, purpose in zip(
@@ -508,17 +514,16 @@ class SimulatedCore(Core):
     def transact_until(self, deadline: float | None, call: Callable[[], object]) -> bool:
         actor = self._schedule.current
         if (
-            not actor.entered
-            and not self.shared.threaded
+            not self.shared.threaded
             and getattr(call, "__func__", None) is Endpoint._use_locked  # pyright: ignore[reportPrivateUsage]
             and self.shared.lock.holder is None
-            and not actor.mortal
+            and actor.is_safe()
         ):
             # Taking an endpoint into use touches nothing that is anybody else's, so it needs no
             # point (it moves both ways past whatever others do).
-            actor.entered = True
+            entered, actor.entered = actor.entered, False
             self.transact(call)
-            actor.entered = False
+            actor.entered = entered
             return True
         return super().transact_until(deadline, call)
 
@@ -561,7 +566,7 @@ class SimulatedCore(Core):
     def leave(self, how: str, cause: BaseException | None = None) -> None:
         """The actor's function has ended: what it left open ends as that of a process does."""
         # Read past the footprint: while the actor lives, nobody else ends what it owns.
-        cells = cast("list[int]", self.ledger.cells)
+        cells = self.ledger.cells
         me = self.ledger.me
         for slot in range(1, len(cells) // SLOT_SIZE):
             base = slot * SLOT_SIZE
@@ -647,9 +652,9 @@ class SharedQueue:
         self.leases: dict[int, list[tuple[Any, int]]] = {}
         self.runtime = SimulatedRuntime(schedule, lock, threaded)
         self.channel: ThreadChannel
+        items = ThreadItems()
+        items.lock = lock
         if threaded:
-            items = ThreadItems()
-            items.lock = lock
             self.channel = ThreadChannel(self.runtime.head, items)
         else:
             self.channel = Records(self.runtime.head, lock, schedule)
@@ -681,5 +686,3 @@ def _pickling() -> tuple[Callable[[Any], bytes], Callable[[Any], Any]]:
     if _pickler is None:
         _pickler = pickling("multiprocessing")
     return _pickler
-
-

@@ -95,7 +95,7 @@ class Simulation:
             redeliver=redeliver,
         )
         self._queues.append(shared)
-        made: IterableQueue[Any] = IterableQueue.__new__(IterableQueue)
+        made: IterableQueue[Any] = cast("Any", IterableQueue).__new__(IterableQueue)
         made._begin(shared.core, maker=False)  # pyright: ignore[reportPrivateUsage]
         caller = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
         site = f"{caller.f_code.co_filename}:{caller.f_lineno}"
@@ -182,7 +182,8 @@ class Simulation:
 
     def _hand_over(self, value: Any, actor: Actor) -> Any:
         if isinstance(value, (Endpoint, IterableQueue)):
-            core: Any = cast("Any", value)._core
+            value = cast("Any", value)
+            core: Any = value._core
             if not isinstance(core, SimulatedCore):
                 raise TypeError(f"{value!r} is not of a queue that sim.queue() made")
             if core.shared.threaded:
@@ -201,9 +202,9 @@ class Simulation:
             same = all(new is old for new, old in zip(handed, value, strict=True))
             return value if same else type(value)(handed)
         if type(value) is dict:
-            pairs: dict[Any, Any] = value
+            pairs: dict[Any, Any] = dict(value)
             new = {key: self._hand_over(part, actor) for key, part in pairs.items()}
-            return value if all(new[key] is pairs[key] for key in new) else new
+            return cast("Any", value) if all(new[key] is pairs[key] for key in new) else new
         return value
 
     def _core_for(self, actor: Actor, shared: SharedQueue) -> SimulatedCore:
@@ -247,6 +248,7 @@ def _live(
 
 
 def _leave(actor: Actor, how: str, cause: BaseException | None) -> None:
+    actor.fallible = None
     for core in actor.cores.values():
         core.leave(f"was left open when its process {how}", cause)
 

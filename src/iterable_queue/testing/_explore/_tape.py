@@ -23,12 +23,12 @@ class Choice(NamedTuple):
     """One choice.
 
     Attributes:
-        count: how many alternatives there were.
+        among: how many alternatives there were.
         chosen: the index of the one that was taken; 0 is what happens if nobody has a better idea.
         label: who was chosen and what for, as a number; it is not part of a replay string.
     """
 
-    count: int
+    among: int
     chosen: int
     label: int = 0
 
@@ -37,7 +37,7 @@ def encode(tape: list[Choice]) -> str:
     """The replay string of *tape*."""
     raw = bytearray()
     for choice in tape:
-        for number in (choice.count, choice.chosen):
+        for number in (choice.among, choice.chosen):
             while number >= 128:
                 raw.append(number & 127 | 128)
                 number >>= 7  # noqa: PLW2901
