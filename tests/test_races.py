@@ -45,7 +45,7 @@ from iterable_queue.testing import (
     races,
 )
 from iterable_queue.testing._race_log import RaceLog, Rule
-from iterable_queue.testing._raced import Track
+from iterable_queue.testing._raced import Track, _tracks  # pyright: ignore[reportPrivateUsage]
 from tests.conftest import FORKS, Context, Processes, lives, wait_until
 
 PATIENCE_S = 20.0
@@ -895,6 +895,30 @@ def test_the_process_of_the_test_is_not_killed() -> None:
             out.put(1)
     assert "is the process of the test" in broken.text
     assert iq.empty()
+
+
+def test_a_fork_while_another_thread_reads_the_log(processes: Processes) -> None:
+    iq = IterableQueue[Any]()
+    out, other = iq.get_producer(), iq.get_producer()
+    held, enough = threading.Event(), threading.Event()
+    with races(iq) as race:
+        other.put(1)
+        core = iq._core  # pyright: ignore[reportPrivateUsage]
+        lock = _tracks[core].log._lock  # pyright: ignore[reportPrivateUsage]
+
+        def hold() -> None:
+            with lock:
+                held.set()
+                enough.wait(PATIENCE_S)
+
+        holder = act(hold)
+        assert held.wait(PATIENCE_S)
+        context = multiprocessing.get_context("fork")
+        processes.start(context.Process(target=put_all, args=(out, [1])))
+        assert processes.join(PATIENCE_S / 2) == [0]
+        enough.set()
+        holder.end()
+    assert len(race.history) == 6
 
 
 def test_a_block_left_in_a_forked_child_is_still_on_here(processes: Processes) -> None:
