@@ -44,8 +44,9 @@ from iterable_queue.testing import (
     Races,
     races,
 )
-from iterable_queue.testing._raced import Track
-from tests.conftest import FORKS, Context, Processes, wait_until
+from iterable_queue.testing._race_log import RaceLog, Rule
+from iterable_queue.testing._raced import Track, _tracks  # pyright: ignore[reportPrivateUsage]
+from tests.conftest import FORKS, Context, Processes, lives, wait_until
 
 PATIENCE_S = 20.0
 """For what is sure to come."""
@@ -110,6 +111,25 @@ def receive_and_put(connection: Any) -> None:
     while (out := connection.recv()) is not None:
         put_all(out, [os.getpid()])
         connection.send("put")
+
+
+def put_and_say(out: Producer[Any], results: str) -> None:
+    put_all(out, [1])
+    Path(results).write_text(str(os.getpid()))
+
+
+def begin_and_be_gone(results: str) -> None:
+    """Run a test of one's own, and end in the midst of it."""
+    iq = IterableQueue[Any]()
+    out = iq.get_producer()
+    with races(iq, timeout=100.0) as race:
+        gate = race.pause(race.producer(out).before_put)
+        putter = multiprocessing.get_context("fork").Process(
+            target=put_and_say, args=(out, results)
+        )
+        putter.start()
+        assert gate.reached(PATIENCE_S)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Actor(threading.Thread):
@@ -483,25 +503,62 @@ def test_an_order_in_vain_names_who_waited_for_what(
     assert iq.qsize() == 1
 
 
+def test_a_gate_that_nobody_releases(make: Callable[..., IterableQueue[Any]]) -> None:
+    iq = make()
+    out = iq.get_producer()
+    with breach(iq, 0.05) as broken:
+        broken.race.pause(broken.race.producer(out).before_put)
+        with pytest.raises(RaceError, match=r"its gate not released within 0\.05 s"):
+            out.put(1)
+    assert "its gate not released within 0.05 s" in broken.text
+    assert iq.empty()
+
+
 def test_a_broken_rule_frees_all_who_wait() -> None:
-    iq = IterableQueue[int].threaded()
+    iq = IterableQueue[int]()
     a, b = iq.get_producer(), iq.get_producer()
-    with breach(iq, 0.2) as broken:
+    with breach(iq, 100.0) as broken:
         race = broken.race
         gate = race.pause(race.producer(a).before_put)
-        actors = [act(a.put, 1)]
-        assert gate.reached()
-        race.order(race.producer(a).after_close, race.producer(b).before_put)
-        actors.append(act(b.put, 1))
-        with pytest.raises(RaceError):
-            race.pause(race.producer().after_fail).reached(PATIENCE_S)
-        with pytest.raises(RaceError, match="gate not released within"):
-            actors[0].end()
-        with pytest.raises(RaceError):
-            actors[1].end()
-        a.put(2)  # no rule counts any more
-    assert "gate not released" in broken.text
+        race.pause(race.producer(a).before_put.nth(2))
+        race.kill(race.producer(b).before_put)
+        actor = act(a.put, 1)
+        assert gate.reached(PATIENCE_S)
+        with pytest.raises(RaceError, match="the process of the test"):
+            b.put(2)
+        with pytest.raises(RaceError, match="the races are over, since a rule was broken"):
+            actor.end()
+        with pytest.raises(RaceError, match="the races are over, since a rule was broken"):
+            race.pause(race.producer(a).after_fail).reached(PATIENCE_S)
+        a.put(3)  # no rule counts any more
+    assert "the process of the test" in broken.text
     assert iq.qsize() == 1
+
+
+def test_a_kill_comes_after_all_else(tmp_path: Path) -> None:
+    log = RaceLog(str(tmp_path / "log"))
+    log.create()
+    point = ProducerPoints("producer", 1).before_put
+    log.add(Rule("kill", point))
+    log.add(Rule("delay", point))
+    log.add(Rule("pause", point))
+    at = log.arrive(point)
+    log.read()
+    assert [rule.kind for rule in log.rules_for(at)] == ["delay", "pause", "kill"]
+
+
+def test_a_line_that_is_not_whole_is_left_for_later(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    log = RaceLog(str(path))
+    log.create()
+    log.arrive(ProducerPoints("producer", 1).before_put)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
+    log.read()
+    assert log.arrivals == {}
+    path.write_bytes(whole)
+    log.read()
+    assert len(log.arrivals) == 1
 
 
 def test_nothing_raced_is_an_error() -> None:
@@ -653,7 +710,7 @@ def read(results: Path) -> list[Any]:
 def test_a_put_after_a_close(context: Context, processes: Processes, results: Path) -> None:
     iq = IterableQueue[Any]()
     early, late, source = iq.get_producer(), iq.get_producer(), iq.get_consumer()
-    with races(iq) as race, iq:
+    with races(iq, timeout=PATIENCE_S) as race, iq:
         race.order(race.producer(early).after_close, race.producer(late).before_put)
         race.order(race.producer(late).after_close, race.consumer(source).before_get)
         processes.start(context.Process(target=take_all, args=(source, str(results))))
@@ -670,7 +727,7 @@ def test_a_put_after_a_close(context: Context, processes: Processes, results: Pa
 def test_a_bounded_put_that_waits(context: Context, processes: Processes) -> None:
     iq = IterableQueue[Any](2)
     out, source = iq.get_producer(), iq.get_consumer()
-    with races(iq) as race:
+    with races(iq, timeout=PATIENCE_S) as race:
         gate = race.pause(race.producer(out).put_blocked)
         process = processes.start(context.Process(target=put_all, args=(out, [1, 2, 3])))
         assert gate.reached()
@@ -693,7 +750,7 @@ def test_a_kill_between_a_get_and_the_next(
     out, doomed, heir = iq.get_producer(), iq.get_consumer(), iq.get_consumer()
     put_all(out, [1, 2, 3])
     iq.close()
-    with races(iq) as race:
+    with races(iq, timeout=PATIENCE_S) as race:
         # Killed with 2 in hand; the other one begins only then.
         race.kill(race.consumer(doomed).after_get, nth=2)
         race.order(race.consumer(doomed).after_get.nth(2), race.consumer(heir).before_get)
@@ -713,7 +770,7 @@ def test_a_producer_killed_after_its_second_put(context: Context, processes: Pro
     iq = IterableQueue[Any]()
     out, source = iq.get_producer(), iq.get_consumer()
     iq.close()
-    with races(iq) as race:
+    with races(iq, timeout=PATIENCE_S) as race:
         race.kill(race.producer(out).after_put.nth(2))
         processes.start(context.Process(target=put_all, args=(out, [1, 2, 3])))
         assert processes.join() == [-signal.SIGKILL]
@@ -763,7 +820,7 @@ def test_a_death_that_others_wait_for_is_found(context: Context, processes: Proc
 def test_what_is_made_in_other_processes_has_points(context: Context, processes: Processes) -> None:
     iq = IterableQueue[Any]()
     out, source = iq.get_producer(), iq.get_consumer()
-    with races(iq) as race:
+    with races(iq, timeout=PATIENCE_S) as race:
         race.order(race.producer().after_put.nth(4), race.consumer(source).before_get)
         processes.start(context.Process(target=put_by_clone, args=(out, [1, 1])))
         processes.start(context.Process(target=put_by_queue, args=(iq, [1, 1])))
@@ -781,7 +838,7 @@ def test_a_process_that_ran_before(context: Context, processes: Processes) -> No
     assert mine.poll(PATIENCE_S)
     assert mine.recv() == "put"
     for producer in (out, later):  # one block after another, and one process for all
-        with races(iq) as race:
+        with races(iq, timeout=PATIENCE_S) as race:
             gate = race.pause(race.producer(producer).before_put)
             mine.send(producer)
             assert gate.reached()
@@ -800,7 +857,7 @@ def test_what_was_used_elsewhere_before_is_refused(context: Context, processes: 
     source = iq.get_consumer()
     started = processes.start(context.Process(target=take_forgivingly, args=(source,)))
     wait_until(lambda: iq.statistics().blocked_consumers, "the consumer waits")
-    with races(iq) as race:
+    with races(iq, timeout=PATIENCE_S) as race:
         for rule in (
             lambda: race.pause(race.consumer(2).before_get),
             lambda: race.order(race.consumer(2).before_get, race.producer(out).before_put),
@@ -816,7 +873,7 @@ def test_an_endpoint_of_another_process_has_no_points_here(processes: Processes)
     context = multiprocessing.get_context("fork")
     iq = IterableQueue[Any]()
     out = iq.get_producer()
-    with races(iq) as race:
+    with races(iq, timeout=PATIENCE_S) as race:
         gate = race.pause(race.producer(out).before_close)
         processes.start(context.Process(target=put_all, args=(out, [1])))
         assert gate.reached()
@@ -840,10 +897,34 @@ def test_the_process_of_the_test_is_not_killed() -> None:
     assert iq.empty()
 
 
+def test_a_fork_while_another_thread_reads_the_log(processes: Processes) -> None:
+    iq = IterableQueue[Any]()
+    out, other = iq.get_producer(), iq.get_producer()
+    held, enough = threading.Event(), threading.Event()
+    with races(iq) as race:
+        other.put(1)
+        core = iq._core  # pyright: ignore[reportPrivateUsage]
+        lock = _tracks[core].log._lock  # pyright: ignore[reportPrivateUsage]
+
+        def hold() -> None:
+            with lock:
+                held.set()
+                enough.wait(PATIENCE_S)
+
+        holder = act(hold)
+        assert held.wait(PATIENCE_S)
+        context = multiprocessing.get_context("fork")
+        processes.start(context.Process(target=put_all, args=(out, [1])))
+        assert processes.join(PATIENCE_S / 2) == [0]
+        enough.set()
+        holder.end()
+    assert len(race.history) == 6
+
+
 def test_a_block_left_in_a_forked_child_is_still_on_here(processes: Processes) -> None:
     iq = IterableQueue[Any]()
     out = iq.get_producer()
-    with races(iq) as race:
+    with races(iq, timeout=PATIENCE_S) as race:
         pid = os.fork()
         if pid == 0:
             race.__exit__(None, None, None)
@@ -852,6 +933,14 @@ def test_a_block_left_in_a_forked_child_is_still_on_here(processes: Processes) -
         assert os.waitpid(pid, 0)[1] == 0
         out.put(1)
         assert len(race.history) == 2
+
+
+def test_nobody_waits_for_a_test_that_was_killed(processes: Processes, results: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    processes.start(context.Process(target=begin_and_be_gone, args=(str(results),)))
+    assert processes.join() == [-signal.SIGKILL]
+    wait_until(results.read_text, "the other process goes on")
+    wait_until(lambda: not lives(int(results.read_text())), "and ends")
 
 
 # Costs and left-overs

@@ -8,8 +8,7 @@ and an editor lists what there is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from iterable_queue._core import check_int
 
@@ -25,8 +24,7 @@ _WORDS: Final[dict[Where, str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
+class Point(NamedTuple):
     """One place in one call, and the how manieth time that it is come to.
 
     Attributes:
@@ -53,12 +51,12 @@ class Point:
         check_int(time, "time")
         if time < 1:
             raise ValueError(f"time must be 1 or more, not {time}; `each` is every time")
-        return replace(self, time=time)
+        return self._replace(time=time)
 
     @property
     def each(self) -> Point:
         """The same place, each time that it is come to: for `Races.delay` alone."""
-        return replace(self, time=0)
+        return self._replace(time=0)
 
     def covers(self, other: Point) -> bool:
         """Whether *other* is the same place, whatever the time."""

@@ -20,9 +20,8 @@ import json
 import os
 from bisect import bisect_right, insort
 from collections import Counter
-from dataclasses import dataclass, field, replace
 from threading import RLock, get_ident
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from iterable_queue._liveness import runs
 from iterable_queue.testing._points import Point
@@ -30,8 +29,7 @@ from iterable_queue.testing._points import Point
 Kind: TypeAlias = Literal["order", "pause", "delay", "kill"]
 
 
-@dataclass(frozen=True, slots=True)
-class Passage:
+class Passage(NamedTuple):
     """Somebody came to a point.
 
     Attributes:
@@ -48,7 +46,6 @@ class Passage:
         return f"{self.point} (pid {self.pid})"
 
 
-@dataclass(slots=True)
 class Rule:
     """What the test wants at a point.
 
@@ -64,17 +61,28 @@ class Rule:
         first_killed: pids of those who were killed there.
     """
 
-    kind: Kind
-    point: Point
-    first: Point | None = None
-    seconds: tuple[float, float] = (0.0, 0.0)
-    seed: int = 0
-    optional: bool = False
-    name: int = 0
-    released: bool = False
-    hits: list[int] = field(default_factory=list[int])
-    firsts: int = 0
-    first_killed: list[int] = field(default_factory=list[int])
+    def __init__(
+        self,
+        kind: Kind,
+        point: Point,
+        first: Point | None = None,
+        *,
+        seconds: tuple[float, float] = (0.0, 0.0),
+        seed: int = 0,
+        optional: bool = False,
+        name: int = 0,
+    ) -> None:
+        self.kind: Kind = kind
+        self.point = point
+        self.first = first
+        self.seconds = seconds
+        self.seed = seed
+        self.optional = optional
+        self.name = name
+        self.released = False
+        self.hits: list[int] = []
+        self.firsts = 0
+        self.first_killed: list[int] = []
 
     def time_of(self, at: int) -> int:
         """The how manieth time at the point the arrival *at* is; 0: it is somewhere else."""
@@ -154,9 +162,8 @@ class RaceLog:
 
     def add(self, rule: Rule) -> Rule:
         """Make *rule* known. Returns it as it is kept here."""
-        first = None if rule.first is None else _fields(rule.first)
         name = self.append(
-            "rule", rule.kind, _fields(rule.point), first, rule.seconds, rule.seed, rule.optional
+            "rule", rule.kind, rule.point, rule.first, rule.seconds, rule.seed, rule.optional
         )
         self.read()
         return self.rules[name]
@@ -205,7 +212,7 @@ class RaceLog:
 
     def _arrived(self, place: int, point: Point, pid: int, thread: int) -> None:
         self._times[point] += 1
-        arrival = Passage(replace(point, time=self._times[point]), pid, thread)
+        arrival = Passage(point._replace(time=self._times[point]), pid, thread)
         self.arrivals[place] = self.here[place] = arrival
         for rule in self.rules.values():
             if rule.point.covers(point):
@@ -223,7 +230,15 @@ class RaceLog:
     ) -> None:
         before = Point(*first) if first is not None else None
         low, high = seconds
-        rule = Rule(kind, Point(*point), before, (low, high), seed, optional, place)
+        rule = Rule(
+            kind,
+            Point(*point),
+            before,
+            seconds=(low, high),
+            seed=seed,
+            optional=optional,
+            name=place,
+        )
         for at, arrival in self.arrivals.items():
             if rule.point.covers(arrival.point):
                 insort(rule.hits, at)
@@ -248,7 +263,3 @@ class RaceLog:
                 if (seen.side, seen.number) == (point.side, point.number):
                     return arrival.pid
         return 0
-
-
-def _fields(point: Point) -> tuple[object, ...]:
-    return point.side, point.number, point.operation, point.where, point.time

@@ -169,7 +169,7 @@ class Track:
 
         Raises:
             RaceError: another rule was broken meanwhile.
-            FileNotFoundError: the test has left the block.
+            FileNotFoundError: the test has left the block, or its process has ended.
         """
         deadline = time.monotonic() + timeout
         look_at = time.monotonic() + LOOK_S
@@ -177,8 +177,6 @@ class Track:
             self.log.read()
             if fact():
                 return True
-            if self.is_over():
-                raise FileNotFoundError
             if self.log.broken:
                 raise RaceError(
                     f"the races are over, since a rule was broken: {self.log.broken[0]}"
@@ -186,8 +184,10 @@ class Track:
             now = time.monotonic()
             if now >= deadline:
                 return False
-            if whom is not None and now >= look_at:
-                if self.ended(core, whom):
+            if now >= look_at:
+                if not runs(self.watcher.pid):
+                    raise FileNotFoundError
+                if whom is not None and self.ended(core, whom):
                     self.log.read()  # what it wrote before it ended
                     return fact()
                 look_at = now + LOOK_S
