@@ -18,7 +18,7 @@ import shlex
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -29,13 +29,6 @@ if TYPE_CHECKING:
 
 _fakes = pytest.StashKey[FakeQueues]()
 _races = pytest.StashKey[ExitStack]()
-
-ARGUMENTS: Final = (
-    *("preemptions", "schedules", "seconds", "seed", "replay", "steps"),
-    *("spurious", "patience", "reduction"),
-)
-"""What the marker may give: what `explore` takes."""
-
 
 # The marker
 
@@ -54,28 +47,28 @@ def explore_item(
     item: pytest.Function, options: Mapping[str, Any], flags: Mapping[str, Any]
 ) -> None:
     """Run the test's body as a scenario; *options* and *flags* are of file and command line."""
+    from iterable_queue.testing import explore
+
     marker = item.get_closest_marker("explore")
     assert marker is not None
-    _check(marker)
+    _check(marker, [*inspect.signature(explore).parameters][1:])
     arguments = {**options, **marker.kwargs, **flags}
     if "seed" in marker.kwargs:
         arguments["seed"] = marker.kwargs["seed"]
     else:
         arguments["seed"] = seed_of(arguments.get("seed", 0), item.nodeid)
-    from iterable_queue.testing import explore
-
     explored = explore(_scenario(item), **arguments)
     item.add_report_section("call", "exploration", str(explored))
     item.user_properties.append(("exploration", str(explored)))
 
 
-def _check(marker: pytest.Mark) -> None:
+def _check(marker: pytest.Mark, takes: list[str]) -> None:
     wrong = [repr(value) for value in marker.args]
-    wrong += [f"{name}=" for name in marker.kwargs if name not in ARGUMENTS]
+    wrong += [f"{name}=" for name in marker.kwargs if name not in takes]
     if wrong:
         pytest.fail(
             f"@pytest.mark.explore does not take {', '.join(wrong)}: its arguments are those of "
-            f"explore(), by name: {', '.join(ARGUMENTS)}",
+            f"explore(), by name: {', '.join(takes)}",
             pytrace=False,
         )
 
@@ -160,7 +153,9 @@ def _show_failure(item: pytest.Item, error: BaseException, report: pytest.TestRe
         shown = AssertionError(text).with_traceback(error.__traceback__)
     elif not isinstance(error, (Nondeterministic, NothingInterleaved, ReplayError)):
         return
-    report.longrepr = pytest.ExceptionInfo.from_exception(shown).getrepr(style="value")
+    report.longrepr = (
+        pytest.ExceptionInfo[BaseException].from_exception(shown).getrepr(style="value")
+    )
 
 
 def command(config: pytest.Config, test_id: str, replay: str) -> str:
