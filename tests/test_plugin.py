@@ -297,8 +297,8 @@ def test_the_command_line_comes_first_then_the_marker_then_the_file(
     pytester.makepyfile(PASSING.format("(schedules=50, steps=60)"))
     marker = {**file, "schedules": 50, "steps": 60, "seed": seed}
     assert called(run("-rP")) == marker
-    flags = {"schedules": 7, "replay": "v1:1"}
-    result = run("-rP", "--iq-schedules=7", "--iq-replay= v1:1 ")
+    flags = {"schedules": 1, "replay": "v1:1"}
+    result = run("-rP", "--iq-schedules=1", "--iq-replay= v1:1 ")
     assert called(result) == {**marker, **flags}
     result = run("-rP", "--iq-seconds=0.5", "-o", "iq_schedules=9")
     assert called(result) == {**marker, "seconds": 0.5}
@@ -607,12 +607,17 @@ def test_what_explore_itself_objects_to_is_said_in_short(pytester: pytest.Pytest
 def test_fake_queues_share_the_clock(pytester: pytest.Pytester, run: Run) -> None:
     pytester.makepyfile(
         """
+        import gc
+        import weakref
         import pytest
         from iterable_queue import Empty
         from iterable_queue.testing import FakeQueue, FakeQueues, VirtualClock
 
+        made: list[weakref.ref[FakeQueue[int]]] = []
+
         def test_it(fake_queue: FakeQueues, queue_clock: VirtualClock) -> None:
             filled: FakeQueue[int] = fake_queue([1, 2])
+            made.append(weakref.ref(filled))
             assert list(filled.get_consumer()) == [1, 2]
             bounded: FakeQueue[int] = fake_queue(maxsize=1, pickled=False)
             assert filled.clock is bounded.clock is queue_clock is fake_queue.clock
@@ -624,6 +629,8 @@ def test_fake_queues_share_the_clock(pytester: pytest.Pytester, run: Run) -> Non
 
         def test_another_one_has_its_own(queue_clock: VirtualClock) -> None:
             assert queue_clock.now == 0
+            gc.collect()
+            assert made[0]() is None, "what a test was given ends with it"
         """
     )
     result = run()
@@ -666,6 +673,7 @@ RACES = """
     def test_it(races: OpenRaces) -> None:
         iq = IterableQueue[int].threaded()
         race = races(iq, timeout=5)
+        assert race.timeout == 5
         out, numbers = iq.get_producer(), iq.get_consumer()
         gate = race.pause(race.producer(out).before_put)
         putter = Thread(target=out.put, args=(1,))
