@@ -211,6 +211,27 @@ def recursion(sim: Simulation, *, threaded: bool = False, depth: int = 1) -> Che
     return check
 
 
+def together(sim: Simulation) -> Check:
+    """Two consumers that both come to the end, and neither closes before the other is there."""
+    iq = sim.queue()
+    there, back = sim.queue(), sim.queue()
+
+    def meet(source: Consumer[int], mine: Producer[int], others: Consumer[int]) -> None:
+        assert list(source) == []
+        mine.put(1)
+        assert others.get() == 1
+
+    sim.spawn(meet, iq.get_consumer(), there.get_producer(), back.get_consumer(), name="c1")
+    sim.spawn(meet, iq.get_consumer(), back.get_producer(), there.get_consumer(), name="c2")
+    sim.spawn(produce, iq.get_producer(), [], name="p")
+    iq.close()
+
+    def check() -> None:
+        assert iq.statistics().state == "done"
+
+    return check
+
+
 def cancelled(sim: Simulation, *, maxsize: int = 0, threaded: bool = False) -> Check:
     """Cancel against put, get, close and join: nobody is left waiting."""
     iq = sim.queue(maxsize, threaded=threaded)

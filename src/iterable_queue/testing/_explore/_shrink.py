@@ -65,7 +65,7 @@ def shrink(search: Search, found: Found) -> Found:
         if schedule.problem is None or not schedule.problem.is_like(found.problem):
             return False
         smaller = Found(
-            schedule.problem, chooser.tape, schedule.preemptions, schedule.steps, found.how
+            schedule.problem, chooser.tape, found.how, schedule.preemptions, schedule.steps
         )
         if _worth(smaller) >= _worth(best):
             return False

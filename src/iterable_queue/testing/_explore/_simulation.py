@@ -125,11 +125,11 @@ class Simulation:
         while unique in self._names:
             count += 1
             unique = f"{base}-{count}"
-        self._names.add(unique)
         actor = Actor(len(self._schedule.actors) + 1, unique, lambda: None)
         function = self._hand_over_method(function, actor)
         handed = [self._hand_over(argument, actor) for argument in args]
         actor.function = partial(_live, self._schedule, actor, function, handed)
+        self._names.add(unique)
         self._schedule.spawn(actor)
         return actor
 
@@ -264,6 +264,7 @@ def run_once(
     *,
     steps: int,
     spurious: int,
+    merging: bool,
     patience_s: float,
     recorder: Recorder | None = None,
 ) -> Schedule:
@@ -271,7 +272,9 @@ def run_once(
 
     What the scenario itself raises comes out; what goes wrong later is the schedule's `problem`.
     """
-    schedule = Schedule(chooser, pool, steps=steps, spurious=spurious, recorder=recorder)
+    schedule = Schedule(
+        chooser, pool, steps=steps, spurious=spurious, merging=merging, recorder=recorder
+    )
     simulation = Simulation(schedule, locks)
     try:
         try:
