@@ -13,14 +13,15 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 from iterable_queue import (
     Cancelled,
     Consumer,
     ConsumersGone,
-    IterableQueue,
     ItemsLost,
+    IterableQueue,
     Producer,
     ProducerFailed,
     Worker,
@@ -121,7 +122,7 @@ def many(
     iq.close()
 
     def check() -> None:
-        assert sorted(sum(got, [])) == sorted(sum(items, [])), got
+        assert sorted(chain(*got)) == sorted(chain(*items)), got
         for mine in got:
             for theirs in items:
                 assert [n for n in mine if n in theirs] == sorted(n for n in mine if n in theirs)
@@ -205,7 +206,7 @@ def recursion(sim: Simulation, *, threaded: bool = False, depth: int = 1) -> Che
     iq.close()
 
     def check() -> None:
-        assert len(sum(got, [])) == 2 ** (depth + 1) - 1, got
+        assert len([*chain(*got)]) == 2 ** (depth + 1) - 1, got
         assert iq.statistics().state == "done"
 
     return check

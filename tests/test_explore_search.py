@@ -33,9 +33,19 @@ def stepping(actors: int, checkpoints: int, seen: list[str]) -> Scenario:
     return scenario
 
 
-def all_of(scenario: Scenario, preemptions: int | None, **options: bool) -> Exploration:
+def all_of(
+    scenario: Callable[[Simulation], Callable[[], object] | None],
+    preemptions: int | None,
+    *,
+    reduction: bool = True,
+) -> Exploration:
     return explore(
-        scenario, preemptions=preemptions, schedules=100_000, seconds=60, samples=0, **options
+        scenario,
+        preemptions=preemptions,
+        schedules=100_000,
+        seconds=60,
+        samples=0,
+        reduction=reduction,
     )
 
 
@@ -87,8 +97,8 @@ def test_what_nobody_can_tell_apart_is_run_once() -> None:
             sim.spawn(put_twice, iq.get_producer(), name=name)
             iq.close()
 
-    plain = all_of(scenario, None, reduction=False)  # type: ignore[arg-type]
-    reduced = all_of(scenario, None)  # type: ignore[arg-type]
+    plain = all_of(scenario, None, reduction=False)
+    reduced = all_of(scenario, None)
     # Begin, take into use, put, put, close; and of these the first three are one when reduced.
     assert plain.schedules == comb(10, 5)
     assert reduced.schedules == 1

@@ -18,7 +18,7 @@ from iterable_queue.testing._explore._search import (
     NothingInterleaved,
     Search,
 )
-from iterable_queue.testing._explore._shrink import shrink
+from iterable_queue.testing._explore._shrink import Shrinker
 from iterable_queue.testing._explore._simulation import (
     Injected,
     Scenario,
@@ -190,7 +190,7 @@ def explore(
                 seed,
             )
         if found.problem.kind != "blocked":
-            found = shrink(search, found)
+            found = Shrinker(search, found).shrink()
         failure = _failure(search, found, name)
         raise failure from found.problem.error
     finally:

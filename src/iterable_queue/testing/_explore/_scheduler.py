@@ -14,8 +14,9 @@ same actor, or, where it can't go on, with the first that can. An alternative th
 from an actor that could go on costs one *preemption*; so do a spurious wake-up and a time-out that
 passes although somebody could run.
 
-An actor that polls (a call that came to nothing, at once or in time) has *yielded*: then the others come first, switching away is free, and going on with it is what costs. That is what
-keeps a polling loop from being the first schedule that a search sees, for ever.
+An actor whose call came to nothing, at once or in time, is polling: it has *yielded*. Then the
+others come first, switching away is free, and going on with it is what costs. That is what keeps a
+polling loop from being the first schedule that a search sees, for ever.
 
 `reads` and `writes` are the footprint of the current transition, as bits, one for each thing that
 actors can notice of each other: see `_simulated.Cells`, and `_search` for what it is good for.

@@ -132,8 +132,7 @@ class Cells(QuietCells):
         except TypeError:  # a slice: of one slot, or of them all
             first, last = index.start or 0, (index.stop or 0) - 1
             one = first // SLOT_SIZE == last // SLOT_SIZE
-            several: int = self.bits[first] * 3 if one else self.every
-            self.schedule.reads |= several
+            self._read_all(self.bits[first] * 3 if one else self.every)
         return _get(self, index)
 
     def __setitem__(self, index: Any, value: Any) -> None:
@@ -147,6 +146,9 @@ class Cells(QuietCells):
         if _get(self, index) != value:
             schedule.writes |= self.bits[index]
             _set(self, index, value)
+
+    def _read_all(self, bits: int) -> None:
+        self.schedule.reads |= bits
 
 
 class ThreadCells(Cells):

@@ -202,7 +202,7 @@ class Simulation:
             same = all(new is old for new, old in zip(handed, value, strict=True))
             return value if same else type(value)(handed)
         if type(value) is dict:
-            pairs: dict[Any, Any] = dict(value)
+            pairs: dict[Any, Any] = {**value}
             new = {key: self._hand_over(part, actor) for key, part in pairs.items()}
             return cast("Any", value) if all(new[key] is pairs[key] for key in new) else new
         return value
