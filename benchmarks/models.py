@@ -13,14 +13,15 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 from iterable_queue import (
     Cancelled,
     Consumer,
     ConsumersGone,
-    IterableQueue,
     ItemsLost,
+    IterableQueue,
     Producer,
     ProducerFailed,
     Worker,
@@ -121,7 +122,7 @@ def many(
     iq.close()
 
     def check() -> None:
-        assert sorted(sum(got, [])) == sorted(sum(items, [])), got
+        assert sorted(chain(*got)) == sorted(chain(*items)), got
         for mine in got:
             for theirs in items:
                 assert [n for n in mine if n in theirs] == sorted(n for n in mine if n in theirs)
@@ -205,7 +206,28 @@ def recursion(sim: Simulation, *, threaded: bool = False, depth: int = 1) -> Che
     iq.close()
 
     def check() -> None:
-        assert len(sum(got, [])) == 2 ** (depth + 1) - 1, got
+        assert len([*chain(*got)]) == 2 ** (depth + 1) - 1, got
+        assert iq.statistics().state == "done"
+
+    return check
+
+
+def together(sim: Simulation) -> Check:
+    """Two consumers that both come to the end, and neither closes before the other is there."""
+    iq = sim.queue()
+    there, back = sim.queue(), sim.queue()
+
+    def meet(source: Consumer[int], mine: Producer[int], others: Consumer[int]) -> None:
+        assert list(source) == []
+        mine.put(1)
+        assert others.get() == 1
+
+    sim.spawn(meet, iq.get_consumer(), there.get_producer(), back.get_consumer(), name="c1")
+    sim.spawn(meet, iq.get_consumer(), back.get_producer(), there.get_consumer(), name="c2")
+    sim.spawn(produce, iq.get_producer(), [], name="p")
+    iq.close()
+
+    def check() -> None:
         assert iq.statistics().state == "done"
 
     return check

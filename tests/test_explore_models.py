@@ -34,6 +34,15 @@ def test_the_table_is_printed(
     monkeypatch.setattr("sys.argv", ["models", "--preemptions", "1", "a producer fails", "polling"])
     assert models.main() == 0
     head, line, *rows = capsys.readouterr().out.splitlines()
-    assert head.split() == ["model", "bound", "schedules", "given", "up", "seconds", "1/s", "result"]
+    assert head.split() == [
+        "model",
+        "bound",
+        "schedules",
+        "given",
+        "up",
+        "seconds",
+        "1/s",
+        "result",
+    ]
     assert line == "-" * len(line)
     assert [row.rsplit("  ", 1)[1] for row in rows] == ["no failure"] * 2

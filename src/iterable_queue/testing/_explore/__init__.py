@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from iterable_queue._core import check_int
-from iterable_queue.testing._explore._scheduler import Actor
+from iterable_queue.testing._explore._report import Rows
+from iterable_queue.testing._explore._scheduler import Actor, Schedule
 from iterable_queue.testing._explore._search import (
     LOOK_FOR,
     SHARE,
@@ -17,7 +18,7 @@ from iterable_queue.testing._explore._search import (
     NothingInterleaved,
     Search,
 )
-from iterable_queue.testing._explore._shrink import shrink
+from iterable_queue.testing._explore._shrink import Shrinker
 from iterable_queue.testing._explore._simulation import (
     Injected,
     Scenario,
@@ -164,9 +165,9 @@ def explore(
             return _replay(search, replay, name, seed)
         budget = Budget(schedules, seconds)
         schedule, rows = search.check_determinism()
-        rows.close()
         if schedule.problem is not None and schedule.foreign is not None:
-            raise _failure(search, Found(schedule.problem, [], 0, 0, "the first schedule"), name)
+            raise _written(schedule, rows, Found(schedule.problem, [], "the first schedule"), name)
+        rows.close()
         found = search.exhaust(preemptions, budget, SHARE if samples != 0 else 1.0)
         if found is None and not search.interleaved:
             raise NothingInterleaved(
@@ -177,6 +178,7 @@ def explore(
         if found is None and not search.complete:
             found = search.sample(seed, budget, samples)
         if found is None:
+            search.check_again(rows)
             return Exploration(
                 None if preemptions is None else search.bound,
                 search.complete,
@@ -188,7 +190,7 @@ def explore(
                 seed,
             )
         if found.problem.kind != "blocked":
-            found = shrink(search, found)
+            found = Shrinker(search, found).shrink()
         failure = _failure(search, found, name)
         raise failure from found.problem.error
     finally:
@@ -210,9 +212,7 @@ def _replay(search: Search, replay: str, name: str, seed: int) -> Exploration:
         )
     if schedule.problem is None:
         raise ReplayError(f"replay={replay!r} fits {name}, but does not fail any more")
-    found = Found(
-        schedule.problem, chooser.tape, schedule.preemptions, schedule.steps, "this replay"
-    )
+    found = Found(schedule.problem, chooser.tape, "this replay")
     raise _failure(search, found, name) from schedule.problem.error
 
 
@@ -224,6 +224,13 @@ def _failure(search: Search, found: Found, name: str) -> ScheduleFailure:
         raise Nondeterministic(
             f"a schedule failed ({found.problem.text}) and did not when it ran again. {LOOK_FOR}"
         ) from found.problem.error
+    return _written(schedule, rows, found, name)
+
+
+def _written(schedule: Schedule, rows: Rows, found: Found, name: str) -> ScheduleFailure:
+    """The report of a schedule that was written down."""
+    problem = schedule.problem
+    assert problem is not None
     table = rows.table(schedule.actors)
     rows.close()
     replay = encode(found.tape)

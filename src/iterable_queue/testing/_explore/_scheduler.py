@@ -14,9 +14,9 @@ same actor, or, where it can't go on, with the first that can. An alternative th
 from an actor that could go on costs one *preemption*; so do a spurious wake-up and a time-out that
 passes although somebody could run.
 
-An actor that polls (a `get` without waiting that found nothing, a time-out) has *yielded*: then
-the others come first, switching away is free, and going on with it is what costs. That is what
-keeps a polling loop from being the first schedule that a search sees, for ever.
+An actor whose call came to nothing, at once or in time, is polling: it has *yielded*. Then the
+others come first, switching away is free, and going on with it is what costs. That is what keeps a
+polling loop from being the first schedule that a search sees, for ever.
 
 `reads` and `writes` are the footprint of the current transition, as bits, one for each thing that
 actors can notice of each other: see `_simulated.Cells`, and `_search` for what it is good for.
@@ -92,7 +92,10 @@ class Chooser(Protocol):
         """The actors begin to run."""
 
     def choose(self, schedule: Schedule, alternatives: list[Alternative]) -> int:
-        """The index of the alternative to take."""
+        """The index of the alternative to take; -1: give the schedule up.
+
+        It is asked about more than one alternative, and about any while `History` is kept.
+        """
         ...
 
     def survives(self, schedule: Schedule) -> bool:
@@ -257,6 +260,7 @@ class Schedule:
         *,
         steps: int,
         spurious: int = 0,
+        merging: bool = True,
         recorder: Recorder | None = None,
     ) -> None:
         self.main = Actor(0, "the scenario", lambda: None)
@@ -279,9 +283,11 @@ class Schedule:
         self.deaths = 0
         self.faults = 0
         self.clock_ns = 1_000_000_000_000
-        self.special = False
+        self.special = spurious > 0
         """There may be other alternatives than RUN."""
         self.spurious = spurious
+        self.merging = merging
+        """Points that move past all others are left out."""
         self.recorder = recorder
         self.foreign: Actor | None = None
         self._limit = steps
@@ -306,7 +312,13 @@ class Schedule:
             self.recorder.pending(me)
         if not me.entered:
             me.entered = True
-            if kind == LOCK and me.is_safe() and not target.threaded and target.holder is None:
+            if (
+                kind == LOCK
+                and self.merging
+                and me.is_safe()
+                and not target.threaded
+                and target.holder is None
+            ):
                 # What it did so far was its own business, so that and this are one.
                 if self.recorder is not None:
                     self.recorder.begins(me, RUN)
@@ -337,7 +349,6 @@ class Schedule:
         if variant == TIME_OUT:
             assert me.deadline_ns is not None
             self.clock_ns = max(self.clock_ns, me.deadline_ns)
-            me.yielded = True
         elif variant == SPURIOUS:
             self.spurious -= 1
         elif variant == LOOK:
@@ -420,9 +431,12 @@ class Schedule:
             if self.live:
                 text = self.recorder.stuck(self) if self.recorder else ""
                 self._stop(Problem("deadlock", f"deadlock: nobody can go on{text}"))
+            elif self.history is not None and self._chooser.choose(self, []) < 0:
+                self.pruned = True
+                self._stop(None)
             return None
         chosen = 0
-        if len(alternatives) > 1:
+        if len(alternatives) > 1 or self.history is not None:
             chosen = self._chooser.choose(self, alternatives)
             if chosen < 0:
                 self.pruned = True
@@ -605,6 +619,8 @@ class Worker:
         self.go = threading.Lock()
         self.go.acquire()
         self.job: Callable[[], None] | None = None
+        self.abandoned = False
+        """Nobody will give it a job again: it was blocked by something foreign."""
         self.thread = threading.Thread(target=self._work, name="explored actor", daemon=True)
         self.thread.start()
 
@@ -620,6 +636,8 @@ class Worker:
                 return
             job()
             del job
+            if self.abandoned:
+                return
 
 
 class Pool:
@@ -637,6 +655,7 @@ class Pool:
 
     def abandon(self, worker: Worker) -> None:
         """That thread is blocked, and not to be waited for."""
+        worker.abandoned = True
         self._workers = {i: w for i, w in self._workers.items() if w is not worker}
 
     def close(self) -> None:

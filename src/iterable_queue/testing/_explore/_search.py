@@ -51,7 +51,7 @@ import time
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from iterable_queue.testing._explore._report import Rows
+from iterable_queue.testing._explore._report import Row, Rows
 from iterable_queue.testing._explore._scheduler import (
     RUN,
     Alternative,
@@ -144,6 +144,8 @@ class Taped:
 
     def choose(self, schedule: Schedule, alternatives: list[Alternative]) -> int:
         count = len(alternatives)
+        if count < 2:
+            return -1 if self.is_known(schedule, alternatives) else 0
         at = len(self.tape)
         if at < len(self.prefix):
             wanted = self.prefix[at]
@@ -182,6 +184,10 @@ class Taped:
 
     def arrive(self, schedule: Schedule, at: int) -> None:
         """Prescribed choice number *at* is about to be taken."""
+
+    def is_known(self, schedule: Schedule, alternatives: list[Alternative]) -> bool:
+        """Whether what can come from here on has been explored."""
+        return False
 
     def pick(self, schedule: Schedule, alternatives: list[Alternative]) -> int:
         """An alternative of one's own; -1: give the schedule up."""
@@ -228,17 +234,23 @@ class Branching(Taped):
         node = self._task.node
         schedule.history = History(node.events[: node.known], node.state)
 
+    def is_known(self, schedule: Schedule, alternatives: list[Alternative]) -> bool:
+        if schedule.history is None or self._visited is None:
+            return False
+        last = schedule.last
+        # Who ran last matters only to what it costs to leave it.
+        goes_on = any(actor is last for actor, variant, _ in alternatives if variant == RUN)
+        key = schedule.history.state, last.index if last is not None and goes_on else -1
+        before = self._visited.get(key)
+        if before is not None and before <= schedule.preemptions:
+            self.redundant = True
+            return True
+        self._visited[key] = schedule.preemptions
+        return False
+
     def pick(self, schedule: Schedule, alternatives: list[Alternative]) -> int:
-        if schedule.history is not None and self._visited is not None:
-            last = schedule.last
-            # Who ran last matters only to what it costs to leave it.
-            goes_on = any(actor is last for actor, variant, _ in alternatives if variant == RUN)
-            key = schedule.history.state, last.index if last is not None and goes_on else -1
-            before = self._visited.get(key)
-            if before is not None and before <= schedule.preemptions:
-                self.redundant = True
-                return -1
-            self._visited[key] = schedule.preemptions
+        if self.is_known(schedule, alternatives):
+            return -1
         costs = [cost for _, _, cost in alternatives]
         node = Node(self.tape, schedule, costs)
         self.nodes.append(node)
@@ -326,9 +338,9 @@ class Found:
 
     problem: Problem
     tape: list[Choice]
-    preemptions: int
-    steps: int
     how: str
+    preemptions: int = 0
+    steps: int = 0
 
 
 @dataclass
@@ -368,6 +380,7 @@ class Search:
             self.locks,
             steps=self.steps,
             spurious=self.spurious,
+            merging=self.reduce,
             patience_s=self.patience_s,
             recorder=recorder,
         )
@@ -451,9 +464,9 @@ class Search:
         return Found(
             schedule.problem,
             chooser.tape,
+            f"{how}, as schedule {number}",
             schedule.preemptions,
             schedule.steps,
-            f"{how}, as schedule {number}",
         )
 
     # -- twice the same --------------------------------------------------------------------------
@@ -466,33 +479,41 @@ class Search:
             runs.append((self.run(chooser, recorder), recorder, chooser))
             if runs[0][0].foreign is not None:
                 break
-        (schedule, first, _), (_, second, _) = runs[0], runs[-1]
-        for step, (one, other) in enumerate(zip(first.rows, second.rows, strict=False), 1):
-            if one.key() != other.key():
-                raise Nondeterministic(_differs(step, _said(one), _said(other)))
-        if len(first.rows) != len(second.rows):
-            step = min(len(first.rows), len(second.rows))
-            ends = [
-                _said(rows.rows[step]) if len(rows.rows) > step else "nothing more"
-                for rows in (first, second)
-            ]
-            raise Nondeterministic(_differs(step + 1, *ends))
-        problems = [run.problem for run, _, _ in runs]
-        if (problems[0] is None) != (problems[-1] is None):
+        (schedule, first, _), (again, second, _) = runs[0], runs[-1]
+        _compare(first, second)
+        problems = schedule.problem, again.problem
+        if (problems[0] is None) != (problems[1] is None):
             texts = ["ended well" if p is None else p.text for p in problems]
             raise Nondeterministic(_differs(len(first.rows), *texts))
         second.close()
         return schedule, first
+
+    def check_again(self, first: Rows) -> None:
+        """Run the first schedule once more, after all others."""
+        again = Rows()
+        self.run(Taped(), again)
+        again.close()
+        _compare(first, again)
 
     def close(self) -> None:
         """End the threads."""
         self.pool.close()
 
 
-def _said(row: object) -> str:
-    from iterable_queue.testing._explore._report import Row
+def _compare(first: Rows, second: Rows) -> None:
+    for step, (one, other) in enumerate(zip(first.rows, second.rows, strict=False), 1):
+        if one.key() != other.key():
+            raise Nondeterministic(_differs(step, _said(one), _said(other)))
+    if len(first.rows) != len(second.rows):
+        step = min(len(first.rows), len(second.rows))
+        ends = [
+            _said(rows.rows[step]) if len(rows.rows) > step else "nothing more"
+            for rows in (first, second)
+        ]
+        raise Nondeterministic(_differs(step + 1, *ends))
 
-    assert isinstance(row, Row)
+
+def _said(row: Row) -> str:
     return f"{row.actor.name}: {row.text() or 'begins'}"
 
 

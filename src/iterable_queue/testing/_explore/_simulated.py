@@ -132,8 +132,7 @@ class Cells(QuietCells):
         except TypeError:  # a slice: of one slot, or of them all
             first, last = index.start or 0, (index.stop or 0) - 1
             one = first // SLOT_SIZE == last // SLOT_SIZE
-            several: int = self.bits[first] * 3 if one else self.every
-            self.schedule.reads |= several
+            self._read_all(self.bits[first] * 3 if one else self.every)
         return _get(self, index)
 
     def __setitem__(self, index: Any, value: Any) -> None:
@@ -147,6 +146,9 @@ class Cells(QuietCells):
         if _get(self, index) != value:
             schedule.writes |= self.bits[index]
             _set(self, index, value)
+
+    def _read_all(self, bits: int) -> None:
+        self.schedule.reads |= bits
 
 
 class ThreadCells(Cells):
@@ -517,6 +519,7 @@ class SimulatedCore(Core):
             not self.shared.threaded
             and getattr(call, "__func__", None) is Endpoint._use_locked  # pyright: ignore[reportPrivateUsage]
             and self.shared.lock.holder is None
+            and self._schedule.merging
             and actor.is_safe()
         ):
             # Taking an endpoint into use touches nothing that is anybody else's, so it needs no
@@ -545,7 +548,6 @@ class SimulatedCore(Core):
             self.transact(self._bury_the_dead)
 
     def look_now_and_then(self) -> None:
-        self._schedule.current.yielded = True
         self.look()
 
     def _bury_the_dead(self) -> None:
@@ -606,20 +608,21 @@ class SimulatedCore(Core):
     def kept_in_hand(self, view: SlotView) -> list[tuple[Any, int]]:
         return self.shared.leases.get(view.slot, [])
 
-    # -- what came of a call, for a report -------------------------------------------------------
+    # -- what came of a call ---------------------------------------------------------------------
 
     def wait(self, *args: Any, **kwargs: Any) -> bool:
-        recorder = self._schedule.recorder
-        if recorder is None:
-            return super().wait(*args, **kwargs)
         me = self._schedule.current
+        recorder = self._schedule.recorder
         try:
             done = super().wait(*args, **kwargs)
         except Exception as error:
-            recorder.note(me, f"-> {type(error).__name__}")
+            if recorder is not None:
+                recorder.note(me, f"-> {type(error).__name__}")
             raise
         if not done:
-            recorder.note(me, "-> nothing in time")
+            me.yielded = True
+            if recorder is not None:
+                recorder.note(me, "-> nothing in time")
         return done
 
 

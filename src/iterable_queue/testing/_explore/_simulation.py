@@ -125,11 +125,11 @@ class Simulation:
         while unique in self._names:
             count += 1
             unique = f"{base}-{count}"
-        self._names.add(unique)
         actor = Actor(len(self._schedule.actors) + 1, unique, lambda: None)
         function = self._hand_over_method(function, actor)
         handed = [self._hand_over(argument, actor) for argument in args]
         actor.function = partial(_live, self._schedule, actor, function, handed)
+        self._names.add(unique)
         self._schedule.spawn(actor)
         return actor
 
@@ -202,7 +202,7 @@ class Simulation:
             same = all(new is old for new, old in zip(handed, value, strict=True))
             return value if same else type(value)(handed)
         if type(value) is dict:
-            pairs: dict[Any, Any] = dict(value)
+            pairs: dict[Any, Any] = {**value}
             new = {key: self._hand_over(part, actor) for key, part in pairs.items()}
             return cast("Any", value) if all(new[key] is pairs[key] for key in new) else new
         return value
@@ -264,6 +264,7 @@ def run_once(
     *,
     steps: int,
     spurious: int,
+    merging: bool,
     patience_s: float,
     recorder: Recorder | None = None,
 ) -> Schedule:
@@ -271,7 +272,9 @@ def run_once(
 
     What the scenario itself raises comes out; what goes wrong later is the schedule's `problem`.
     """
-    schedule = Schedule(chooser, pool, steps=steps, spurious=spurious, recorder=recorder)
+    schedule = Schedule(
+        chooser, pool, steps=steps, spurious=spurious, merging=merging, recorder=recorder
+    )
     simulation = Simulation(schedule, locks)
     try:
         try:
