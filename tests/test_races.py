@@ -106,6 +106,10 @@ def put_by_queue(iq: IterableQueue[Any], items: list[Any]) -> None:
     put_all(iq.get_producer(), items)
 
 
+def close_queue(iq: IterableQueue[Any]) -> None:
+    iq.close()
+
+
 def receive_and_put(connection: Any) -> None:
     """Receive producers, one after another, and put an item by each; None ends it."""
     while (out := connection.recv()) is not None:
@@ -585,6 +589,18 @@ def test_nothing_raced_is_an_error() -> None:
     ]
 
 
+def test_an_order_that_is_still_waited_for_is_not_kept() -> None:
+    iq = IterableQueue[int].threaded()
+    out = iq.get_producer()
+    with breach(iq) as broken:
+        race = broken.race
+        race.order(race.queue.after_close, race.producer(out).before_put)
+        actor = act(out.put, 1)
+        wait_until(lambda: "at a point now" in race.explain(), "it waits")
+    actor.end()
+    assert "order: after close of the queue, then before put of producer 1" in broken.text
+
+
 def test_optional_rules_need_not_be_come_to() -> None:
     iq = IterableQueue[int]()
     with races(iq) as race:
@@ -764,6 +780,35 @@ def test_a_kill_between_a_get_and_the_next(
         assert read(results) == [1, 3]
         with pytest.raises(ItemsLost):
             iq.join(PATIENCE_S)
+
+
+def test_a_kill_at_the_end_of_an_order(processes: Processes) -> None:
+    iq = IterableQueue[Any]()
+    out, source = iq.get_producer(), iq.get_consumer()
+    with races(iq, timeout=PATIENCE_S) as race:
+        doomed = race.consumer(source).before_get
+        race.kill(doomed)
+        race.order(race.producer(out).after_put, doomed)
+        context = multiprocessing.get_context("fork")
+        process = processes.start(context.Process(target=take_forgivingly, args=(source,)))
+        wait_until(lambda: "at a point now" in race.explain(), "it waits")
+        assert process.exitcode is None
+        out.put(1)
+        assert processes.join() == [-signal.SIGKILL]
+
+
+def test_calls_of_the_queue_by_another_process(context: Context, processes: Processes) -> None:
+    iq = IterableQueue[Any]()
+    source = iq.get_consumer()
+    with races(iq, timeout=PATIENCE_S) as race:
+        race.order(race.queue.after_close, race.consumer(source).before_get)
+        process = processes.start(context.Process(target=close_queue, args=(iq,)))
+        assert list(source) == []
+        assert processes.join() == [0]
+    assert [str(passage.point) for passage in race.history if passage.pid == process.pid] == [
+        "before close of the queue",
+        "after close of the queue",
+    ]
 
 
 def test_a_producer_killed_after_its_second_put(context: Context, processes: Processes) -> None:
