@@ -245,11 +245,11 @@ def test_what_was_explored_is_told(pytester: pytest.Pytester, run: Run) -> None:
         ),
         (
             """
-            @pytest.mark.explore(2, scheduls=3)
+            @pytest.mark.explore(2, bound=3)
             def test_it(sim):
                 pass
             """,
-            "*@pytest.mark.explore does not take 2, scheduls=: its arguments are*preemptions, sch*",
+            "*@pytest.mark.explore does not take 2, bound=: its arguments are*preemptions, sch*",
         ),
         (
             """
