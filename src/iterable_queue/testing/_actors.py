@@ -431,12 +431,16 @@ def hold_open(role: Role, out: Producer[Any]) -> None:
 # Signals
 
 
-def put_from_a_handler(role: Role, out: Producer[Any], count: int) -> int:
-    """Put *count* numbers, while a signal handler puts too; returns how often it could."""
-    could = 0
+def put_from_a_handler(role: Role, out: Producer[Any], interruptions: int) -> tuple[int, int]:
+    """Put numbers, while a signal handler puts too, until it was called so often.
+
+    Returns how many numbers were put, and how often the handler could.
+    """
+    called = could = count = 0
 
     def handle(_number: int, _frame: object) -> None:
-        nonlocal could
+        nonlocal called, could
+        called += 1
         try:
             out.put("handler")
         except IterableQueueError:
@@ -446,11 +450,10 @@ def put_from_a_handler(role: Role, out: Producer[Any], count: int) -> int:
     signal.signal(signal.SIGALRM, handle)
     signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
     try:
-        for n in range(count):
-            out.put(n)
-        while not could:
-            time.sleep(POLL_S)
+        while called < interruptions:
+            out.put(count)
+            count += 1
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
     out.close()
-    return could
+    return count, could
