@@ -20,7 +20,7 @@ import sys
 import threading
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import pytest
 
@@ -29,6 +29,7 @@ from iterable_queue import (
     ConsumersGone,
     Done,
     Empty,
+    EndpointElsewhere,
     Full,
     IterableQueue,
     ProducerFailed,
@@ -565,6 +566,34 @@ class HasNothingInHand(Wrapper):
         return item
 
 
+class FinishesAtOnce(Wrapper):
+    """Takes what it returns for finished."""
+
+    def get_many(self, limit: int) -> Any:
+        items = self.inner.get_many(limit)
+        try:
+            self.inner.get_nowait()
+        except Empty:
+            pass
+        return items
+
+
+class ClosesWhenDropped(Wrapper):
+    """Takes a drop for a close."""
+
+    def __del__(self) -> None:
+        self.inner.close()
+
+
+class LeavesSleepers(Wrapper):
+    """Closes when it is next used."""
+
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
 class OneTooMany(WrongQueue):
     """Its maxsize is off by one."""
 
@@ -575,6 +604,13 @@ class OneTooMany(WrongQueue):
 class JoinsAtOnce(WrongQueue):
     def join(self, timeout: float | None = None) -> bool:
         return True
+
+
+class JoinsTooSoon(WrongQueue):
+    """Does not wait."""
+
+    def join(self, timeout: float | None = None) -> bool:
+        return bool(self.inner.join(0 if timeout else timeout))
 
 
 class JoinsWithItemsInHand(WrongQueue):
@@ -626,6 +662,27 @@ class CountsBackwards(WrongQueue):
         self.n -= 1
         now: Statistics = self.inner.statistics()
         return now if now.state == "done" else now._replace(taken=self.n)
+
+
+class ShowsWhatIs(WrongQueue):
+    """Its snapshots are no snapshots."""
+
+    def statistics(self) -> Any:
+        queue = self.inner
+
+        class Now:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(queue.statistics(), name)
+
+        return Now()
+
+
+class LeavesDescriptors(WrongQueue):
+    left: ClassVar[list[int]] = []
+
+    def __init__(self, maxsize: int = 0) -> None:
+        super().__init__(maxsize)
+        self.left.append(os.dup(0))
 
 
 class ExplainsNothing(WrongQueue):
@@ -742,6 +799,18 @@ WRONG: list[tuple[Any, tuple[str, ...]]] = [
             "no_consumer_ever",
         ),
     ),
+    (JoinsTooSoon, ("a_join_that_times_out_takes_its_time",)),
+    (ShowsWhatIs, ("a_snapshot_stays_as_it_is",)),
+    (WrongQueue.with_(consumer=Hoards), ("taken_means_handed_out",)),
+    (WrongQueue.with_(consumer=FinishesAtOnce), ("all_of_a_batch_is_in_hand",)),
+    (
+        WrongQueue.with_(worker=FailsSilently),
+        ("a_worker_that_leaves_with_by_an_exception_has_failed",),
+    ),
+    (
+        WrongQueue.with_(worker=ClosesWhenDropped),
+        ("a_worker_dropped_in_the_middle_of_an_item_has_failed",),
+    ),
     (JoinsWithItemsInHand, ("join_waits_for_the_last_item_to_be_finished",)),
     (CancelsHalf, ("cancel_stops_what_comes_later",)),
     (CancelsWithoutReason, ("cancel_stops_what_comes_later", "cancel_wakes_everybody")),
@@ -763,13 +832,29 @@ def name_of(make: Any) -> str:
     return wrong[0] if wrong else str(make.__name__)
 
 
-@pytest.mark.parametrize(("make", "names"), WRONG, ids=[name_of(make) for make, _ in WRONG])
+@pytest.mark.parametrize(
+    ("make", "names"), WRONG, ids=[f"{name_of(make)}-{names[0]}" for make, names in WRONG]
+)
 def test_what_is_wrong_is_caught(make: Any, names: tuple[str, ...]) -> None:
     try:
         broken(make, *names)
     finally:
         over.set()
         over.clear()
+
+
+def test_descriptors_that_are_left_are_counted() -> None:
+    try:
+        broken(LeavesDescriptors, "queues_leave_no_descriptors")
+    finally:
+        while LeavesDescriptors.left:
+            os.close(LeavesDescriptors.left.pop())
+
+
+def test_sleepers_that_a_close_does_not_wake() -> None:
+    make = WrongQueue.with_(consumer=LeavesSleepers)
+    text = str(broken(make, "closing_wakes_the_calls_of_other_threads", deadline_s=0.5))
+    assert "take_one-0 did not end" in text
 
 
 # Queues that hang
@@ -845,6 +930,79 @@ def test_what_is_wrong_between_processes_is_caught() -> None:
         "a_killed_process_has_failed",
         processes=fork,
     )
+
+
+class Feeds(Wrapper):
+    """Leaves a thread behind that goes on when the process would end."""
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        self.inner.put(item, block, timeout)
+        threading.Thread(target=over.wait, args=(60,), daemon=False).start()
+
+
+class LocksItself(Wrapper):
+    """Can't be called by what interrupts it."""
+
+    lock = threading.Lock()
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        with self.lock:
+            self.inner.put(item, block, timeout)
+
+
+class ForgetsTheTraceback(Wrapper):
+    """Fails by an error that was never raised."""
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if exc is not None:
+            self.inner.fail(type(exc)(*exc.args))
+
+
+class IsEmptyElsewhere(Wrapper):
+    """Belongs to nobody."""
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        try:
+            return self.inner.get(block, timeout)
+        except EndpointElsewhere:
+            raise Empty from None
+
+
+class ClosedByDropping(WrongQueue):
+    """Takes a drop for a close, whoever else has it."""
+
+    make = IterableQueue
+
+    def __reduce__(self) -> Any:
+        return self.inner.__reduce__()
+
+    def __del__(self) -> None:
+        self.inner.close()
+
+
+AMONG_PROCESSES: list[tuple[Any, str]] = [
+    (SharedQueue.with_(producer=Feeds), "a_process_ends_whatever_it_has_put"),
+    (SharedQueue.with_(producer=LocksItself), "a_put_from_a_signal_handler_never_hangs"),
+    (SharedQueue.with_(producer=ForgetsTheTraceback), "a_failure_comes_with_its_traceback"),
+    (
+        SharedQueue.with_(consumer=IsEmptyElsewhere),
+        "a_consumer_belongs_to_the_process_that_takes_it",
+    ),
+    (ClosedByDropping, "a_pickled_queue_is_not_closed_by_being_dropped"),
+]
+
+
+@FORKS
+@pytest.mark.parametrize(
+    ("make", "name"), AMONG_PROCESSES, ids=[name for _, name in AMONG_PROCESSES]
+)
+def test_what_only_processes_show_is_caught(make: Any, name: str) -> None:
+    broken(make, name, processes=multiprocessing.get_context("fork"), deadline_s=1.0)
 
 
 @FORKS

@@ -90,6 +90,7 @@ NOT_FOR_ONE_THREAD = {
     "a_timeout_is_one_deadline": "needs a second thread",
     "iteration_ends_in_every_order_of_closing": "needs a second thread",
     "join_waits_for_the_last_item_to_be_finished": "needs a second thread",
+    "closing_wakes_the_calls_of_other_threads": "needs a second thread",
     "each_thread_of_a_worker_counts": "needs a second thread",
     # And of processes.
     **{p.name: "needs processes=" for p in promises() if p.needs == "processes"},

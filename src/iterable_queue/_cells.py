@@ -34,6 +34,7 @@ HOLDER: Final = 22  # slot of the process inside the lock; negated pid of one wi
 CANCEL_ON_FAILURE: Final = 23  # 1: a failure cancels the queue
 HANDLE: Final = 25  # slot of the process that alone can make endpoints; 0: others may, or none
 REDELIVER: Final = 24  # 1: what a killed consumer had in hand is handed out again
+WATCHED: Final = 26  # above 0: somebody is told of each endpoint made (see `Core.watch`)
 CHANNEL: Final = 32  # from here on the cells are the channel's
 HEAD_SIZE: Final = 64
 

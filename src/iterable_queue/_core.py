@@ -6,6 +6,7 @@ pickling) is in `_shared.SharedCore`.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections import deque
@@ -134,6 +135,8 @@ class Core:
     """For an atomic channel: a C function that appends an item."""
     size_now: Callable[[], int] | None = None
     """Likewise, one that says how many there are."""
+    watcher: Callable[[object], None] | None = None
+    """For threads: what `watch` calls."""
     queue_slot = 2
     """The slot of the queue itself: the second to be opened, after that of its maker's process."""
 
@@ -218,7 +221,7 @@ class Core:
         waiting = _Waiting(condition)
         try:
             while not self._attempt(attempt, waiting, deadline):
-                left = SLICE_S if deadline is None else deadline - self.runtime.monotonic()
+                left = math.inf if deadline is None else deadline - self.runtime.monotonic()
                 if left <= 0:
                     return False
                 if not waiting.announced:
@@ -392,11 +395,11 @@ class Core:
 
     def failure(self, view: SlotView, how: str, cause: BaseException | None) -> ProducerFailed:
         """The error that says how the endpoint ended."""
-        pid = self.pid_of(view.owner or view.maker)
+        process = self.name_of(view.owner or view.maker)
         what = (
-            f"the queue made at {view.text} (pid {pid})"
+            f"the queue made at {view.text} ({process})"
             if view.kind == QUEUE
-            else f"{KIND_NAMES[view.kind]} {view.number}, made at {view.text} (pid {pid}),"
+            else f"{KIND_NAMES[view.kind]} {view.number}, made at {view.text} ({process}),"
         )
         error = ProducerFailed(f"{what} {how}")
         error.__cause__ = cause
@@ -417,6 +420,10 @@ class Core:
             return -process
         view = self.ledger.view(process) if process else None
         return view.number if view is not None and view.kind == PROCESS else 0
+
+    def name_of(self, process: int) -> str:
+        """How messages call the process in that slot."""
+        return f"pid {self.pid_of(process)}"
 
     # -- where things are ------------------------------------------------------------------------
 
@@ -442,6 +449,15 @@ class Core:
 
     def register(self) -> None:
         """Make sure that this process has a slot."""
+
+    def watch(self, target: object) -> None:
+        """Called with each endpoint and handle that is made while `head[WATCHED]` is above 0.
+
+        It is the seam for those who test with real queues. It costs one look for each object made,
+        and calls on the object nothing.
+        """
+        if self.watcher is not None:
+            self.watcher(target)
 
     def leave(self, how: str, cause: BaseException | None = None) -> None:
         """This process ends: what other processes should know of that."""

@@ -23,6 +23,7 @@ from iterable_queue._cells import (
     STATE,
     WAIT_ITEM,
     WAIT_ROOM,
+    WATCHED,
     WORKER,
 )
 from iterable_queue._channel import EMPTY, Hand
@@ -105,6 +106,8 @@ class Endpoint:
         self._hands: dict[int, Hand] = {}
         self._blocked: set[int] = set()
         core.endpoints.add(self)
+        if self._head[WATCHED] > 0:
+            core.watch(self)
 
     # -- whose it is -----------------------------------------------------------------------------
 

@@ -128,10 +128,10 @@ def _process(core: Core, slot: int) -> str:
     if not slot:
         return "a process that has ended"
     if slot == core.ledger.me:
-        return f"this process (pid {pid})"
+        return f"this process ({core.name_of(slot)})"
     if not pid:
         return "a process that is being started"
-    return f"pid {pid} ({'alive' if core.is_alive(slot) else 'dead'})"
+    return f"{core.name_of(slot)} ({'alive' if core.is_alive(slot) else 'dead'})"
 
 
 def _road(core: Core, view: SlotView) -> str:

@@ -84,6 +84,8 @@ class IterableQueue(Generic[T]):
         self._lost = lost
         if maker:
             core.transact(core.ledger.open, QUEUE, user_line())
+        elif core.ledger.head[cells_.WATCHED] > 0:
+            core.watch(self)
 
     @classmethod
     def threaded(cls, maxsize: int = 0) -> Self:

@@ -9,6 +9,7 @@ A queue is a private directory, in shared memory where there is some:
              endpoints that nobody had taken then
     h<slot>  with `redeliver=True`, what the consumer in that slot has in hand
     errors   failures, `reason`: why it was cancelled
+    watcher  in tests: who is told of each endpoint made (`Core.watch`)
 
 and four semaphores of the context's kind, named after it. Everything is found by name, so that a
 queue and its endpoints can travel by any road that pickles.
@@ -240,6 +241,15 @@ class SharedCore(Core):
                 return False
             time.sleep(0.001)
         return True
+
+    def watch(self, target: object) -> None:
+        """Likewise; who watches is pickled in a file, so that every process finds it."""
+        try:
+            with open(f"{self.address.path}/watcher", "rb") as file:
+                watcher = pickle.load(file)
+        except FileNotFoundError:
+            return  # it has just stopped watching
+        watcher(target)
 
     def keep_leases(self) -> None:
         """Write down what is in hand, if this queue redelivers."""
@@ -692,6 +702,8 @@ def attach(
             core.transact(core.ledger.take_over, slot, number, generation)
             for endpoint in list(core.endpoints):
                 if endpoint.slot == slot and endpoint.number == number:
+                    if core.ledger.head[cells_.WATCHED] > 0:
+                        core.watch(endpoint)  # inherited, perhaps, before that
                     return endpoint
     except Exception as error:
         lost = ChannelBroken(

@@ -15,7 +15,12 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, NoReturn
 
-from iterable_queue._errors import Done, EndpointElsewhere, ProducerClosed
+from iterable_queue._errors import (
+    Done,
+    EndpointElsewhere,
+    IterableQueueError,
+    ProducerClosed,
+)
 from iterable_queue._protocols import Consumer, Producer, Worker
 from iterable_queue.testing._conformance import QueueLike
 
@@ -421,3 +426,34 @@ def hold_open(role: Role, out: Producer[Any]) -> None:
         role.post("ready", os.getpid())
         role.wait("go")
         out.put("still here")
+
+
+# Signals
+
+
+def put_from_a_handler(role: Role, out: Producer[Any], interruptions: int) -> tuple[int, int]:
+    """Put numbers, while a signal handler puts too, until it was called so often.
+
+    Returns how many numbers were put, and how often the handler could.
+    """
+    called = could = count = 0
+
+    def handle(_number: int, _frame: object) -> None:
+        nonlocal called, could
+        called += 1
+        try:
+            out.put("handler")
+        except IterableQueueError:
+            return
+        could += 1
+
+    signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    try:
+        while called < interruptions:
+            out.put(count)
+            count += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+    out.close()
+    return count, could

@@ -1,4 +1,4 @@
-"""`check_queue`: runs the promises, one after another, and reports on each by name.
+"""`check_queue`, `check_producer`, `check_consumer`: run promises, one by one, report by name.
 
 What is promised is in `_promises`, one small function a promise. What such a function works with
 (actors, facts to wait for, queues) is in `_stage`, and what actors do in `_actors`. Here is what
@@ -9,9 +9,10 @@ processes of that promise are ended by their pids.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import itertools
+from collections.abc import Callable, Collection, Iterable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 from iterable_queue._protocols import Consumer, Producer, Statistics, Worker
 
@@ -19,6 +20,15 @@ if TYPE_CHECKING:
     from iterable_queue.testing._stage import Stage
 
 Outcome: TypeAlias = Literal["passed", "failed", "not applicable"]
+
+MadeProducer: TypeAlias = (
+    tuple[Producer[Any], Callable[[], Iterable[Any]]]
+    | tuple[Producer[Any], Callable[[], Iterable[Any]], Callable[[], BaseException | None]]
+)
+"""What is asked of the `make` of `check_producer`: a producer, what was put, why it failed."""
+
+ITEMS: Final = (0, None, "", "three", (4, [5.0]), b"6")
+"""What `check_producer` and `check_consumer` put and take: some that look like nothing."""
 
 
 class QueueLike(Protocol):
@@ -152,7 +162,7 @@ class Report(NamedTuple):
 
 
 class ConformanceError(AssertionError):
-    """A queue broke promises; the text names each, with what was expected and what was seen.
+    """A queue or endpoint broke promises; the text says which, what was expected, what was seen.
 
     Attributes:
         report: what became of all promises, of those that were kept too.
@@ -166,11 +176,19 @@ class ConformanceError(AssertionError):
         return str(Report(self.report.failed))
 
 
-def promises() -> tuple[Promise, ...]:
-    """All promises, in the order in which they are checked."""
-    from iterable_queue.testing._promises import PROMISES
+def promises(of: Literal["queue", "producer", "consumer"] = "queue") -> tuple[Promise, ...]:
+    """All promises of a queue, or of one endpoint by itself, in the order of their checks."""
+    from iterable_queue.testing import _promises
 
-    return PROMISES
+    match of:
+        case "queue":
+            return _promises.PROMISES
+        case "producer":
+            return _promises.OF_PRODUCERS
+        case "consumer":
+            return _promises.OF_CONSUMERS
+        case _:
+            raise ValueError(f"of must be 'queue', 'producer' or 'consumer', not {of!r}")
 
 
 def check_queue(
@@ -215,22 +233,107 @@ def check_queue(
         ValueError: *only* or *skip* names no promise, or *deadline_s* is not above 0.
         TypeError: *processes* has no `Process`, or was given with `threads=False`.
     """
-    from iterable_queue.testing import _stage
-
-    known = promises()
-    names = {promise.name for promise in known}
-    unknown = sorted({*(only or ()), *skip} - names)
-    if unknown:
-        raise ValueError(f"no promises: {unknown}; there are {sorted(names)}")
-    if not deadline_s > 0:
-        raise ValueError(f"deadline_s must be above 0 seconds, not {deadline_s!r}")
     if processes is not None and not callable(getattr(processes, "Process", None)):
         raise TypeError(
             f"processes must have Process(), as multiprocessing has; {processes!r} has not"
         )
     if processes is not None and not threads:
         raise TypeError("processes= can't be had with threads=False: each is a thread or more")
-    bounds = _stage.Bounds(processes, fifo, threads, pickled, clock, deadline_s)
+    bounds = (processes, fifo, threads, pickled, clock)
+    return _check(promises(), make, only, skip, deadline_s, ITEMS, *bounds)
+
+
+def check_producer(
+    make: Callable[..., MadeProducer],
+    *,
+    items: Sequence[Any] = ITEMS,
+    only: Collection[str] | None = None,
+    skip: Collection[str] = (),
+    deadline_s: float = 5.0,
+) -> Report:
+    """Check what one producer promises by itself, on producers that *make* makes.
+
+    Args:
+        make: returns a new producer and a function that returns what has been put so far, in
+            order: a list that a double keeps, what a consumer takes from the queue behind a
+            wrapper. It may return a third thing, a function that returns the error by which the
+            producer failed, or None as long as it has not; without it, what is promised of
+            that error is not applicable. It is called without arguments, or with `maxsize=2`;
+            where it raises TypeError for that, the promise is not applicable.
+        items: what is put; at least 3 items, each different from the one before it.
+        only: the names of the promises to check, of `promises("producer")`; None: all.
+        skip: the names of promises that are not checked and not reported.
+        deadline_s: how long each promise may take, in seconds, before it counts as broken.
+
+    Returns:
+        The report, if nothing was broken.
+
+    Raises:
+        ConformanceError: promises were broken; it names all of them.
+        ValueError: *only* or *skip* names no promise, *items* are too few or alike, or
+            *deadline_s* is not above 0.
+    """
+    return _check(promises("producer"), make, only, skip, deadline_s, items)
+
+
+def check_consumer(
+    make: Callable[..., Consumer[Any]],
+    *,
+    items: Sequence[Any] = ITEMS,
+    only: Collection[str] | None = None,
+    skip: Collection[str] = (),
+    deadline_s: float = 5.0,
+) -> Report:
+    """Check what one consumer promises by itself, on consumers that *make* makes.
+
+    Args:
+        make: called with a sequence of items, returns a new consumer that hands out these, and
+            then is done. It is also called with `done=False`: after the items more may come; and
+            with `failure=error`: after the items a producer has failed by that. Where it raises
+            TypeError for one of these, the promise is not applicable.
+        items: what is taken; at least 3 items, each different from the one before it.
+        only: the names of the promises to check, of `promises("consumer")`; None: all.
+        skip: the names of promises that are not checked and not reported.
+        deadline_s: how long each promise may take, in seconds, before it counts as broken.
+
+    Returns:
+        The report, if nothing was broken.
+
+    Raises:
+        ConformanceError: promises were broken; it names all of them.
+        ValueError: *only* or *skip* names no promise, *items* are too few or alike, or
+            *deadline_s* is not above 0.
+    """
+    return _check(promises("consumer"), make, only, skip, deadline_s, items)
+
+
+def _check(
+    known: tuple[Promise, ...],
+    make: Callable[..., Any],
+    only: Collection[str] | None,
+    skip: Collection[str],
+    deadline_s: float,
+    items: Sequence[Any],
+    processes: ProcessContext | None = None,
+    fifo: bool = False,
+    threads: bool = True,
+    pickled: bool = False,
+    clock: Callable[[], float] | None = None,
+) -> Report:
+    from iterable_queue.testing import _stage
+
+    names = {promise.name for promise in known}
+    unknown = sorted({*(only or ()), *skip} - names)
+    if unknown:
+        raise ValueError(f"no promises: {unknown}; there are {sorted(names)}")
+    if not deadline_s > 0:
+        raise ValueError(f"deadline_s must be above 0 seconds, not {deadline_s!r}")
+    items = tuple(items)
+    if len(items) < 3 or any(a == b for a, b in itertools.pairwise(items)):
+        raise ValueError(
+            f"items must be 3 or more, each different from the one before it, not {items!r}"
+        )
+    bounds = _stage.Bounds(processes, fifo, threads, pickled, clock, deadline_s, items)
     wanted = [
         promise
         for promise in known

@@ -19,7 +19,7 @@ import traceback
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar
 
@@ -272,7 +272,7 @@ def starting() -> Generator[None]:
 
 
 class Bounds(NamedTuple):
-    """Within which promises are checked: the arguments of `check_queue` of these names."""
+    """Within which promises are checked: the arguments of these names."""
 
     processes: ProcessContext | None
     fifo: bool
@@ -280,6 +280,7 @@ class Bounds(NamedTuple):
     pickled: bool
     clock: Callable[[], float] | None
     deadline_s: float
+    items: Sequence[Any]
 
     def rule_out(self, promise: Promise) -> str | None:
         """What *promise* needs, if that is not to be had."""
@@ -310,33 +311,49 @@ class Stage:
         path: the board's directory.
         deadline: of the promise, on the monotonic clock.
         clock: the clock of time-outs, in seconds.
+        items: what is put and taken where endpoints are checked by themselves.
     """
 
     def __init__(
-        self, make: Callable[..., QueueLike], bounds: Bounds, path: str, deadline: float
+        self, make: Callable[..., Any], bounds: Bounds, path: str, deadline: float
     ) -> None:
         self.context = bounds.processes
         self.path = path
         self.deadline = deadline
         self.clock = bounds.clock or time.monotonic
+        self.items = bounds.items
         self.maker = make
         self._threads = bounds.threads
         self._queues: list[Callable[[], QueueLike | None]] = []
         self._actors: list[Actor] = []
         self._kept: list[QueueLike] = []
+        self._made: list[tuple[Any, ...]] = []
 
     # Queues
 
     def make(self, **kwargs: Any) -> QueueLike:
         """A new queue to be checked."""
+        queue: QueueLike = self._call(**kwargs)
+        self._queues.append(_reference(queue))
+        return queue
+
+    def make_endpoint(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """A new endpoint to be checked, and what its maker gave with it.
+
+        These are referred to until the end: a queue behind one must not be closed by being dropped.
+        """
+        made = self._call(*args, **kwargs)
+        parts: tuple[Any, ...] = made if isinstance(made, tuple) else (made,)  # pyright: ignore[reportUnknownVariableType]
+        self._made.append(parts)
+        return parts
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            queue = self.maker(**kwargs)
+            return self.maker(*args, **kwargs)
         except TypeError as error:
             if not kwargs:
                 raise
             raise NotApplicable(f"make can't be called with {kwargs}: {error}") from None
-        self._queues.append(_reference(queue))
-        return queue
 
     def queues(self) -> list[QueueLike]:
         """Those that are still referred to."""
@@ -460,12 +477,17 @@ class Stage:
         return "\n".join(said)
 
     def give_up(self) -> None:
-        """Wake whatever still waits on the queues."""
+        """Wake whatever still waits on the queues and endpoints."""
 
         def cancel() -> None:
             for queue in self.queues():
                 try:
                     queue.cancel()
+                except Exception:
+                    pass
+            for made in self._made:
+                try:
+                    made[0].close()
                 except Exception:
                     pass
 
@@ -484,6 +506,7 @@ class Stage:
         left = [actor.clear(until) for actor in self._actors]
         self._actors.clear()
         self._kept.clear()
+        self._made.clear()
         return [what for what in left if what is not None]
 
     def pool_ended(self) -> None:
@@ -505,7 +528,7 @@ def _reference(queue: QueueLike) -> Callable[[], QueueLike | None]:
 
 def run(
     promise: Promise,
-    make: Callable[..., QueueLike],
+    make: Callable[..., Any],
     bounds: Bounds,
 ) -> Result:
     """Check one promise, whatever the queue does, and clear away what that left."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import time
 from queue import Empty
@@ -184,6 +185,27 @@ def an_endpoint_belongs_to_the_process_that_takes_it(stage: Stage) -> None:
 
 
 @promise_between_processes
+def a_consumer_belongs_to_the_process_that_takes_it(stage: Stage) -> None:
+    """A consumer that another process uses raises EndpointElsewhere here, and takes nothing."""
+    iq = stage.make()
+    out, source = iq.get_producer(), iq.get_consumer()
+    out.put_many(range(3))
+    actor = stage.start(_actors.take_and_hold, source)
+    same(actor.wait("holds"), 0, "the item taken by the other process")
+    for call in (source.get, source.get_nowait, source.__next__, source.clone, source.close):
+        error = raises(EndpointElsewhere, call)
+        holds(str(actor.pid) in str(error), f"the text names process {actor.pid}: {error}")
+    raises(EndpointElsewhere, source.get_many, 1)
+    raises(EndpointElsewhere, source.qsize)
+    raises(EndpointElsewhere, source.__enter__)
+    same(iq.qsize(), 2, "qsize()")
+    actor.tell("go")
+    out.close()
+    iq.close()
+    same(actor.result(), [0, 1, 2], "the items taken by the other process")
+
+
+@promise_between_processes
 def an_endpoint_given_to_a_process_is_its_own(stage: Stage) -> None:
     """An endpoint belongs to the process that was started with it, before that has used it."""
     iq = stage.make()
@@ -318,3 +340,19 @@ def the_maker_may_use_what_nobody_took(stage: Stage) -> None:
     iq.close()
     same(list(source), ["by the maker"], "the items taken")
     raises(Done, source.get)
+
+
+@promise_between_processes
+def a_pickled_queue_is_not_closed_by_being_dropped(stage: Stage) -> None:
+    """Once the queue itself has been pickled, its maker no longer closes it by dropping it."""
+    iq = stage.make()
+    source = iq.get_consumer()
+    data = pickle.dumps(iq)
+    del iq
+    gc.collect()
+    raises(Empty, source.get_nowait)
+    again: QueueLike = pickle.loads(data)
+    with again.get_producer() as out:
+        out.put("by another handle")
+    again.close()
+    same(list(source), ["by another handle"], "the items taken")

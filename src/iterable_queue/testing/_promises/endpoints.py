@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 from queue import Empty
 
 from iterable_queue._errors import ConsumerClosed, Done, ProducerClosed
 from iterable_queue.testing import _actors
-from iterable_queue.testing._stage import Stage, holds, promise, raises, same, same_items
+from iterable_queue.testing._stage import (
+    NotApplicable,
+    Stage,
+    holds,
+    promise,
+    raises,
+    same,
+    same_items,
+)
 
 
 @promise
@@ -156,6 +165,25 @@ def a_dropped_consumer_is_closed(stage: Stage) -> None:
 
 
 @promise
+def closing_wakes_the_calls_of_other_threads(stage: Stage) -> None:
+    """To close an endpoint ends the calls in which other threads wait on it, as closed."""
+    iq = stage.make(maxsize=1)
+    out, source = iq.get_producer(), iq.get_consumer()
+    taker = stage.thread(_actors.take_one, source)
+    stage.until_blocked(iq, consumers=1)
+    source.close()
+    taker.error(ConsumerClosed)
+    out.put("fills it")
+    putter = stage.thread(_actors.put_one, out, "too much")
+    stage.until_blocked(iq, producers=1)
+    out.close()
+    putter.error(ProducerClosed)
+    late = iq.get_consumer()
+    iq.close()
+    same(list(late), ["fills it"], "the items taken")
+
+
+@promise
 def endpoints_can_be_told_apart(stage: Stage) -> None:
     """Endpoints and the queue have a repr that helps, open, closed and done."""
     iq = stage.make()
@@ -219,3 +247,29 @@ def many_queues_come_and_go(stage: Stage) -> None:
         with iq, iq.get_producer() as out:
             out.put(n)
         same(list(source), [n], "the items taken")
+
+
+@promise
+def queues_leave_no_descriptors(stage: Stage) -> None:
+    """Queues that were used and dropped leave no file descriptor of this process open."""
+    counts: list[int] = []
+    for _ in range(2):
+        for n in range(40):
+            iq = stage.make()
+            with iq, iq.get_producer() as out:
+                out.put(n)
+            same(list(iq.get_consumer()), [n], "the items taken")
+            del iq, out
+        gc.collect()
+        counts.append(_descriptors())
+    holds(
+        counts[1] - counts[0] < 20,
+        f"descriptors stay as many, with 40 more queues used and dropped: {counts}",
+    )
+
+
+def _descriptors() -> int:
+    try:
+        return len(os.listdir("/proc/self/fd"))
+    except FileNotFoundError:
+        raise NotApplicable("needs /proc/self/fd") from None

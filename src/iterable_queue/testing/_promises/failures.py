@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -88,6 +89,19 @@ def an_exception_that_leaves_with_is_a_failure(stage: Stage) -> None:
     failed = waiting.error(ProducerFailed)
     same(repr(failed.__cause__), "LookupError('the source ran dry')", "the cause")
     _has_failed(iq, source, "LookupError('the source ran dry')")
+
+
+@promise_between_processes
+def a_failure_comes_with_its_traceback(stage: Stage) -> None:
+    """The cause of ProducerFailed brings the traceback of the process that it was raised in."""
+    iq = stage.make()
+    source = iq.get_consumer()
+    actor = stage.start(_actors.fail_within_with, iq.get_producer(), [])
+    actor.error(LookupError)
+    iq.close()
+    failed = raises(ProducerFailed, source.get)
+    text = "".join(traceback.format_exception(failed))
+    holds("in fail_within_with" in text, f"the traceback names the function that raised: {text}")
 
 
 @promise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Generator
+from queue import Empty
 from typing import Any, NoReturn
 
 from iterable_queue._errors import Done, ItemError
@@ -188,6 +189,53 @@ def get_many_takes_what_is_there(stage: Stage) -> None:
 
 
 @promise
+def taken_means_handed_out(stage: Stage) -> None:
+    """Taken is what was handed out, by whatever call; what is claimed ahead counts as queued."""
+    iq = stage.make()
+    out, source, other = iq.get_producer(), iq.get_consumer(), iq.get_consumer()
+    out.put_many(range(40))
+    taken: list[Any] = []
+    while len(taken) < 40:
+        forms: list[Callable[[], list[Any]]] = [
+            lambda: [source.get()],
+            lambda: [next(source)],
+            lambda: list(source.get_many(3)),
+            lambda: [other.get(timeout=1.0)],
+        ]
+        for form in forms:
+            taken += form()
+            now = iq.statistics()
+            same((now.taken, now.queued), (len(taken), 40 - len(taken)), "items taken, and queued")
+            same(iq.qsize(), 40 - len(taken), "qsize()")
+            if len(taken) == 40:
+                break
+    same_items(taken, range(40))
+
+
+@promise
+def all_of_a_batch_is_in_hand(stage: Stage) -> None:
+    """All that get_many returned is in hand until that thread's next get, even one in vain."""
+    iq = stage.make()
+    out, source = iq.get_producer(), iq.get_consumer()
+    out.put_many(range(8))
+    batch = list(source.get_many(8))
+    same(iq.statistics().finished, 0, "items finished, with the first batch in hand")
+    while len(batch) < 8:
+        more = source.get_many(8)
+        same(iq.statistics().finished, len(batch), "items finished, with the next batch in hand")
+        batch += more
+    finished = iq.statistics().finished
+    source.qsize()
+    same(iq.statistics().finished, finished, "items finished, after a look at qsize()")
+    raises(Empty, source.get_nowait)
+    same(iq.statistics().finished, 8, "items finished, after a get_nowait() in vain")
+    out.put("last")
+    same(source.get(), "last", "the item taken")
+    raises(Empty, source.get, timeout=0.01)
+    same(iq.statistics().finished, 9, "items finished, after a get() that timed out")
+
+
+@promise
 def no_consumer_sits_on_work(stage: Stage) -> None:
     """Four items that meet at a barrier, with four consumers, always meet."""
     for waiting in (False, True):
@@ -283,6 +331,20 @@ def what_was_put_survives_its_process(stage: Stage) -> None:
     iq.close()
     actor.gone()
     same(list(source), list(range(200)), "the items taken")
+
+
+@promise_between_processes
+def a_process_ends_whatever_it_has_put(stage: Stage) -> None:
+    """A process that has put more than any pipe holds ends, though nobody takes anything."""
+    iq = stage.make()
+    source = iq.get_consumer()
+    items = [bytes([n]) * 10_000 for n in range(100)]
+    actor = stage.start(_actors.produce, iq.get_producer(), items)
+    iq.close()
+    actor.result()
+    actor.gone()
+    same(iq.qsize(), 100, "qsize() once the process has ended")
+    same(list(source), items, "the items taken")
 
 
 @promise

@@ -82,6 +82,19 @@ def statistics_count(stage: Stage) -> None:
 
 
 @promise
+def a_snapshot_stays_as_it_is(stage: Stage) -> None:
+    """statistics() is a snapshot: what happens later does not change it, nor can anybody."""
+    iq = stage.make()
+    before = iq.statistics()
+    out = iq.get_producer()
+    out.put(1)
+    same((before.put, before.open_producers), (0, 0), "put and open producers of an old snapshot")
+    same(iq.statistics().put, 1, "put of a new one")
+    raises(AttributeError, setattr, before, "put", 5)
+    out.close()
+
+
+@promise
 def statistics_never_go_back(stage: Stage) -> None:
     """While all put and take, each total only grows, and there is never less than nothing."""
     iq = stage.make()

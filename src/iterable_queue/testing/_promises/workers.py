@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from queue import Empty
+from typing import Any
 
 from iterable_queue._errors import (
     ConsumerClosed,
@@ -12,6 +14,7 @@ from iterable_queue._errors import (
     ProducerClosed,
     ProducerFailed,
 )
+from iterable_queue._protocols import Worker
 from iterable_queue.testing import _actors
 from iterable_queue.testing._stage import (
     DEATH_S,
@@ -148,6 +151,47 @@ def a_worker_can_fail(stage: Stage) -> None:
     same(source.get(), 2, "the item left")
     error = raises(ProducerFailed, source.get)
     same(repr(error.__cause__), "LookupError('half done')", "the cause")
+
+
+@promise
+def a_worker_that_leaves_with_by_an_exception_has_failed(stage: Stage) -> None:
+    """`with worker:` left by an exception in the middle of an item is a failure, for everyone."""
+    iq = stage.make()
+    worker, source, out = iq.get_worker(), iq.get_consumer(), iq.get_producer()
+    with out:
+        out.put("too hard")
+    iq.close()
+    raises(LookupError, _fail_within_with, worker)
+    same(worker.closed, True, "closed")
+    error = raises(ProducerFailed, source.get)
+    same(repr(error.__cause__), "LookupError('too hard')", "the cause")
+    iq = stage.make()
+    with iq.get_worker() as idle:
+        raises(Empty, idle.get_nowait)
+    iq.close()
+    same(iq.join(1.0), True, "join() after a worker has left `with` in order")
+
+
+def _fail_within_with(worker: Worker[Any]) -> None:
+    with worker:
+        raise LookupError(worker.get())
+
+
+@promise
+def a_worker_dropped_in_the_middle_of_an_item_has_failed(stage: Stage) -> None:
+    """A worker that is dropped with an item in hand has failed; one that had finished has not."""
+    for finished in (False, True):
+        iq = stage.make()
+        worker, source, out = iq.get_worker(), iq.get_consumer(), iq.get_producer()
+        out.put(1)
+        same(worker.get(), 1, "the item taken")
+        if finished:
+            raises(Empty, worker.get_nowait)
+        del worker
+        gc.collect()
+        out.close()
+        iq.close()
+        raises(Done if finished else ProducerFailed, source.get)
 
 
 @promise_between_processes

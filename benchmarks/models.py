@@ -1,0 +1,431 @@
+"""Small models of the shipped queue, explored to completion: `python -m benchmarks.models`.
+
+Each model is a scenario for `explore`: the ledger, endpoints and in-process channel that ship, and
+a few actors. Prints a table of models, bounds, schedules and results; with `--preemptions N` to
+another bound than 2, with names to some models only, with `--plain` without reduction.
+`tests/test_explore_models.py` runs the quick ones in the normal test run, and the others in a soak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import chain
+from typing import Any, NamedTuple
+
+from iterable_queue import (
+    Cancelled,
+    Consumer,
+    ConsumersGone,
+    ItemsLost,
+    IterableQueue,
+    Producer,
+    ProducerFailed,
+    Worker,
+)
+from iterable_queue.testing import Exploration, Simulation, explore
+
+Check = Callable[[], object]
+
+
+class Model(NamedTuple):
+    """One model.
+
+    Attributes:
+        scenario: what is explored.
+        bound: up to so many preemptions, exhaustively.
+        quick: it takes a second or two.
+    """
+
+    scenario: Callable[[Simulation], Check | None]
+    bound: int
+    quick: bool
+
+
+# What actors do
+
+
+def produce(out: Producer[int], items: list[int]) -> None:
+    with out:
+        for item in items:
+            out.put(item)
+
+
+def consume(source: Consumer[int], got: list[int]) -> None:
+    with source:
+        got.extend(source)
+
+
+def take_one(source: Consumer[int], got: list[int]) -> None:
+    with source:
+        for item in source:
+            got.append(item)
+            break
+
+
+def grow(worker: Worker[int], got: list[int]) -> None:
+    """Work that makes more work: a binary tree of items, down to 0."""
+    with worker:
+        for item in worker:
+            got.append(item)
+            if item:
+                worker.put(item - 1)
+                worker.put(item - 1)
+
+
+def tolerant(function: Callable[..., object], *expected: type[Exception]) -> Callable[..., None]:
+    """*function*, but for these errors, by which it may end."""
+
+    def run(*args: Any) -> None:
+        try:
+            function(*args)
+        except expected:
+            pass
+
+    run.__name__ = function.__name__
+    return run
+
+
+def poll(source: Consumer[int], got: list[int]) -> None:
+    with source:
+        while True:
+            try:
+                got.append(source.get(timeout=0.1))
+            except IterableQueue.Empty:
+                continue
+            except IterableQueue.Done:
+                return
+
+
+def fits(iq: IterableQueue[int], maxsize: int) -> None:
+    assert not maxsize or iq.statistics().highest_queued <= maxsize
+
+
+# The models
+
+
+def many(
+    sim: Simulation, producers: int, consumers: int, *, maxsize: int = 0, threaded: bool = False
+) -> Check:
+    """All items arrive once, those of each producer in order, and everybody ends."""
+    iq = sim.queue(maxsize, threaded=threaded)
+    each = 2 if producers + consumers == 3 and not threaded else 1
+    items = [[10 * p + n for n in range(each)] for p in range(producers)]
+    got: list[list[int]] = [[] for _ in range(consumers)]
+    for p in range(producers):
+        sim.spawn(produce, iq.get_producer(), items[p], name=f"p{p + 1}")
+    for c in range(consumers):
+        sim.spawn(consume, iq.get_consumer(), got[c], name=f"c{c + 1}")
+    iq.close()
+
+    def check() -> None:
+        assert sorted(chain(*got)) == sorted(chain(*items)), got
+        for mine in got:
+            for theirs in items:
+                assert [n for n in mine if n in theirs] == sorted(n for n in mine if n in theirs)
+        assert iq.statistics().state == "done", iq.explain()
+        assert iq.join(timeout=0)
+        fits(iq, maxsize)
+
+    return check
+
+
+def late_close(sim: Simulation, *, maxsize: int = 0, threaded: bool = False) -> Check:
+    """The queue is closed while the others run, and somebody joins it."""
+    iq = sim.queue(maxsize, threaded=threaded)
+    got: list[int] = []
+    sim.spawn(produce, iq.get_producer(), [1], name="p")
+    sim.spawn(consume, iq.get_consumer(), got, name="c")
+    sim.spawn(iq.join, name="joiner")
+    sim.spawn(iq.close, name="closer")
+
+    def check() -> None:
+        assert got == [1]
+        assert iq.statistics().state == "done"
+
+    return check
+
+
+def early_producer(sim: Simulation) -> Check:
+    """One producer closes at once, without having put anything."""
+    iq = sim.queue(1)
+    got: list[int] = []
+    sim.spawn(produce, iq.get_producer(), [], name="p1")
+    sim.spawn(produce, iq.get_producer(), [1, 2], name="p2")
+    sim.spawn(consume, iq.get_consumer(), got, name="c")
+    iq.close()
+
+    def check() -> None:
+        assert got == [1, 2]
+
+    return check
+
+
+def early_consumer(sim: Simulation, *, threaded: bool = False) -> Check:
+    """One consumer of two leaves after an item."""
+    iq = sim.queue(1, threaded=threaded)
+    one: list[int] = []
+    rest: list[int] = []
+    sim.spawn(produce, iq.get_producer(), [1, 2, 3], name="p")
+    sim.spawn(take_one, iq.get_consumer(), one, name="c1")
+    sim.spawn(consume, iq.get_consumer(), rest, name="c2")
+    iq.close()
+
+    def check() -> None:
+        assert sorted(one + rest) == [1, 2, 3]
+        assert len(one) <= 1
+
+    return check
+
+
+def abandoned(sim: Simulation, *, threaded: bool = False) -> Check:
+    """The only consumer leaves after an item: the producer is told, and does not wait for ever."""
+    iq = sim.queue(1, threaded=threaded)
+    got: list[int] = []
+    sim.spawn(tolerant(produce, ConsumersGone), iq.get_producer(), [1, 2, 3], name="p")
+    sim.spawn(take_one, iq.get_consumer(), got, name="c")
+    iq.close()
+
+    def check() -> None:
+        assert got == [1]
+        assert iq.statistics().state in ("abandoned", "failed", "done")
+
+    return check
+
+
+def recursion(sim: Simulation, *, threaded: bool = False, depth: int = 1) -> Check:
+    """Two workers on a tree: done exactly when nobody is in the middle of an item."""
+    iq = sim.queue(1, threaded=threaded)
+    got: list[list[int]] = [[], []]
+    sim.spawn(produce, iq.get_producer(), [depth], name="p")
+    sim.spawn(grow, iq.get_worker(), got[0], name="w1")
+    sim.spawn(grow, iq.get_worker(), got[1], name="w2")
+    iq.close()
+
+    def check() -> None:
+        assert len([*chain(*got)]) == 2 ** (depth + 1) - 1, got
+        assert iq.statistics().state == "done"
+
+    return check
+
+
+def together(sim: Simulation) -> Check:
+    """Two consumers that both come to the end, and neither closes before the other is there."""
+    iq = sim.queue()
+    there, back = sim.queue(), sim.queue()
+
+    def meet(source: Consumer[int], mine: Producer[int], others: Consumer[int]) -> None:
+        assert list(source) == []
+        mine.put(1)
+        assert others.get() == 1
+
+    sim.spawn(meet, iq.get_consumer(), there.get_producer(), back.get_consumer(), name="c1")
+    sim.spawn(meet, iq.get_consumer(), back.get_producer(), there.get_consumer(), name="c2")
+    sim.spawn(produce, iq.get_producer(), [], name="p")
+    iq.close()
+
+    def check() -> None:
+        assert iq.statistics().state == "done"
+
+    return check
+
+
+def cancelled(sim: Simulation, *, maxsize: int = 0, threaded: bool = False) -> Check:
+    """Cancel against put, get, close and join: nobody is left waiting."""
+    iq = sim.queue(maxsize, threaded=threaded)
+    got: list[int] = []
+    sim.spawn(tolerant(produce, Cancelled), iq.get_producer(), [1, 2], name="p")
+    sim.spawn(tolerant(consume, Cancelled), iq.get_consumer(), got, name="c")
+    sim.spawn(tolerant(iq.join, Cancelled), name="joiner") if threaded else sim.spawn(
+        tolerant(join, Cancelled), iq, name="joiner"
+    )
+    sim.spawn(iq.cancel, name="cancel")
+    iq.close()
+
+    def check() -> None:
+        statistics = iq.statistics()
+        assert got == [1, 2][: len(got)]
+        assert statistics.state == "cancelled"
+        assert statistics.put == statistics.taken + statistics.dropped + statistics.queued
+
+    return check
+
+
+def join(iq: IterableQueue[int]) -> None:
+    iq.join()
+
+
+def failing(sim: Simulation) -> Check:
+    """A producer fails: the consumer gets what was put, and then is told."""
+    iq = sim.queue()
+    got: list[int] = []
+    told: list[object] = []
+
+    def fail(out: Producer[int]) -> None:
+        with out:
+            out.put(1)
+            raise OSError("disk")
+
+    def until_told(source: Consumer[int]) -> None:
+        try:
+            consume(source, got)
+        except ProducerFailed as error:
+            told.append(error)
+
+    sim.spawn(tolerant(fail, OSError), iq.get_producer(), name="p1")
+    sim.spawn(produce, iq.get_producer(), [2], name="p2")
+    sim.spawn(until_told, iq.get_consumer(), name="c")
+    iq.close()
+
+    def check() -> None:
+        assert sorted(got) == [1, 2]
+        assert len(told) == 1
+
+    return check
+
+
+def polled(sim: Simulation) -> Check:
+    """A consumer that polls with time-outs."""
+    iq = sim.queue(1)
+    got: list[int] = []
+    sim.spawn(produce, iq.get_producer(), [1, 2], name="p")
+    sim.spawn(poll, iq.get_consumer(), got, name="c")
+    iq.close()
+
+    def check() -> None:
+        assert got == [1, 2]
+
+    return check
+
+
+def killed(
+    sim: Simulation, victim: str, *, inside: bool = False, maxsize: int = 1, redeliver: bool = False
+) -> Check:
+    """One actor is killed at any of its operations: the others come to an end, and are told."""
+    iq = sim.queue(maxsize, redeliver=redeliver)
+    got: list[int] = []
+    told: list[str] = []
+
+    def tell(function: Callable[..., object]) -> Callable[..., None]:
+        def run(*args: Any) -> None:
+            try:
+                function(*args)
+            except (ProducerFailed, ConsumersGone, ItemsLost) as error:
+                told.append(type(error).__name__)
+
+        return run
+
+    actors = {
+        "p": sim.spawn(tell(produce), iq.get_producer(), [1, 2], name="p"),
+        "c1": sim.spawn(tell(consume), iq.get_consumer(), got, name="c1"),
+    }
+    if victim != "p":
+        actors["c2"] = sim.spawn(tell(consume), iq.get_consumer(), got, name="c2")
+    if victim == "w":
+        actors["w"] = sim.spawn(tell(grow), iq.get_worker(), got, name="w")
+    sim.may_kill(actors[victim], inside=inside)
+    iq.close()
+
+    def check() -> None:
+        statistics = iq.statistics()
+        assert statistics.open_producers == statistics.open_consumers == 0, iq.explain()
+        assert statistics.put == statistics.taken + statistics.queued + statistics.dropped - (
+            statistics.redelivered
+        ), statistics
+        assert statistics.lost <= 1
+        if redeliver and statistics.state == "done":
+            assert {1, 2} <= set(got)
+        elif statistics.state == "done":
+            assert len(got) + statistics.lost >= 2, (got, statistics)
+
+    return check
+
+
+def models() -> dict[str, Model]:
+    """All models, by name."""
+    table: dict[str, Model] = {}
+
+    def add(name: str, scenario: Any, quick: bool, bound: int = 2, **options: Any) -> None:
+        table[name] = Model(partial(scenario, **options), bound, quick)
+
+    for maxsize in (0, 1):
+        size = "bounded" if maxsize else "unbounded"
+        add(f"2x1 {size}", many, True, producers=2, consumers=1, maxsize=maxsize)
+        add(f"1x2 {size}", many, True, producers=1, consumers=2, maxsize=maxsize)
+        add(f"2x2 {size}", many, False, producers=2, consumers=2, maxsize=maxsize)
+        options = {"maxsize": maxsize, "threaded": True}
+        add(f"threads 2x1 {size}", many, False, producers=2, consumers=1, **options)
+        add(f"threads 1x2 {size}", many, False, producers=1, consumers=2, **options)
+        add(f"late close {size}", late_close, True, maxsize=maxsize)
+        add(f"cancel {size}", cancelled, False, maxsize=maxsize)
+        add(f"threads cancel {size}", cancelled, False, bound=1, **options)
+    add("early close of a producer", early_producer, True)
+    add("early close of a consumer", early_consumer, True)
+    add("threads early close of a consumer", early_consumer, False, bound=1, threaded=True)
+    add("abandoned", abandoned, True)
+    add("threads abandoned", abandoned, True, threaded=True)
+    add("workers", recursion, True)
+    add("workers, deeper", recursion, False, depth=2)
+    add("threads workers", recursion, False, bound=1, threaded=True)
+    add("threads late close", late_close, False, bound=1, threaded=True)
+    add("together at the end", together, True)
+    add("a producer fails", failing, True)
+    add("polling", polled, True)
+    for victim in ("p", "c1", "w"):
+        add(f"kill {victim}", killed, victim != "w", victim=victim)
+        add(f"kill {victim} inside", killed, False, bound=1, victim=victim, inside=True)
+        if victim != "p":
+            add(f"kill {victim}, redeliver", killed, False, victim=victim, redeliver=True)
+    return table
+
+
+def run(model: Model, bound: int | None = None, *, reduction: bool = True) -> Exploration:
+    """Explore one model to its bound, and no further."""
+    return explore(
+        model.scenario,
+        preemptions=model.bound if bound is None else bound,
+        schedules=10**7,
+        seconds=1200,
+        samples=0,
+        reduction=reduction,
+    )
+
+
+def main() -> int:
+    """The table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="only models whose names contain one of these")
+    parser.add_argument("--preemptions", type=int, help="the bound, for all of them")
+    parser.add_argument("--plain", action="store_true", help="without reduction")
+    parser.add_argument("--quick", action="store_true", help="only the quick ones")
+    options = parser.parse_args()
+    head = f"{'model':34} {'bound':>5} {'schedules':>10} {'given up':>9} {'seconds':>8} {'1/s':>6}"
+    print(f"{head}  result\n{'-' * len(head)}", flush=True)
+    failures = 0
+    for name, model in models().items():
+        if options.names and not any(part in name for part in options.names):
+            continue
+        if options.quick and not model.quick:
+            continue
+        began = time.perf_counter()
+        try:
+            found = run(model, options.preemptions, reduction=not options.plain)
+        except AssertionError as failure:
+            failures += 1
+            print(f"{name:34} FAILED after {time.perf_counter() - began:.1f} s\n{failure}")
+            continue
+        bound = "all" if found.complete else str(found.bound)
+        total = found.schedules + found.redundant
+        print(
+            f"{name:34} {bound:>5} {found.schedules:>10} {found.redundant:>9} "
+            f"{found.seconds:>8.1f} {total / found.seconds:>6.0f}  no failure",
+            flush=True,
+        )
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
