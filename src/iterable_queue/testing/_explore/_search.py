@@ -48,9 +48,9 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from iterable_queue.testing._explore._errors import LOOK_FOR, Nondeterministic
 from iterable_queue.testing._explore._report import Row, Rows
 from iterable_queue.testing._explore._scheduler import (
     RUN,
@@ -70,24 +70,6 @@ FAULT_ODDS = 0.15
 """How likely samples are to take an alternative other than to let somebody run."""
 SHARE = 0.75
 """The share of the budget that the exhaustive part may use up, if it does not come to its end."""
-
-
-class Nondeterministic(Exception):
-    """The scenario did something else when the same schedule ran again.
-
-    A search can't go back to a state then, and no failure can be replayed.
-    """
-
-
-LOOK_FOR = (
-    "Look for real time, unseeded random numbers, the order of sets, and state that outlives one "
-    "call of the scenario"
-)
-"""What makes scenarios nondeterministic."""
-
-
-class NothingInterleaved(Exception):
-    """At no time could more than one actor go on, so nothing was explored."""
 
 
 class Node:
@@ -332,8 +314,7 @@ class Budget:
         return self.used < share * self.schedules and self.elapsed() < share * self.seconds
 
 
-@dataclass
-class Found:
+class Found(NamedTuple):
     """A schedule that failed."""
 
     problem: Problem
@@ -343,7 +324,6 @@ class Found:
     steps: int = 0
 
 
-@dataclass
 class Search:
     """One exploration under way.
 
@@ -355,33 +335,36 @@ class Search:
         longest: the most steps that a schedule took.
     """
 
-    scenario: Scenario
-    steps: int
-    spurious: int
-    patience_s: float
-    reduce: bool = True
-    bound: int = -1
-    complete: bool = False
-    exhaustive: int = 0
-    sampled: int = 0
-    redundant: int = 0
-    longest: int = 0
-    interleaved: bool = False
-    visited: dict[tuple[int, int], int] = field(default_factory=dict[tuple[int, int], int])
-    pool: Pool = field(default_factory=Pool)
-    locks: list[SimulatedLock] = field(default_factory=list[SimulatedLock])
+    def __init__(
+        self, scenario: Scenario, steps: int, spurious: int, patience_s: float, reduce: bool
+    ) -> None:
+        self.bound = -1
+        self.complete = False
+        self.exhaustive = 0
+        self.sampled = 0
+        self.redundant = 0
+        self.longest = 0
+        self.interleaved = False
+        self._scenario = scenario
+        self._steps = steps
+        self._spurious = spurious
+        self._patience_s = patience_s
+        self._reduce = reduce
+        self._visited: dict[tuple[int, int], int] = {}
+        self._pool = Pool()
+        self._locks: list[SimulatedLock] = []
 
     def run(self, chooser: Taped, recorder: Rows | None = None) -> Schedule:
         """One schedule."""
         schedule = run_once(
-            self.scenario,
+            self._scenario,
             chooser,
-            self.pool,
-            self.locks,
-            steps=self.steps,
-            spurious=self.spurious,
-            merging=self.reduce,
-            patience_s=self.patience_s,
+            self._pool,
+            self._locks,
+            steps=self._steps,
+            spurious=self._spurious,
+            merging=self._reduce,
+            patience_s=self._patience_s,
             recorder=recorder,
         )
         self.longest = max(self.longest, schedule.steps)
@@ -421,7 +404,7 @@ class Search:
         bound: float,
         budget: Budget,
     ) -> Found | None:
-        chooser = Branching(tasks.pop(), bound, self.visited if self.reduce else None)
+        chooser = Branching(tasks.pop(), bound, self._visited if self._reduce else None)
         schedule = self.run(chooser)
         if chooser.misfit:
             raise Nondeterministic(
@@ -497,7 +480,7 @@ class Search:
 
     def close(self) -> None:
         """End the threads."""
-        self.pool.close()
+        self._pool.close()
 
 
 def _compare(first: Rows, second: Rows) -> None:
