@@ -297,6 +297,7 @@ class Schedule:
         self._pool = pool
         self._finished = threading.Lock()
         self._finished.acquire()
+        self._ended = False
 
     # -- points ----------------------------------------------------------------------------------
 
@@ -470,7 +471,7 @@ class Schedule:
         if not alternatives:
             return  # a deadlock, which no mishap excuses
         for actor in self.live:
-            if actor.mortal and not actor.dead and actor.kind != START:
+            if actor.mortal and not actor.dead and actor.kind != START and not actor.threaded:
                 alternatives.append((actor, KILL, 0 if actor is last else switch))
         for actor, _, _ in runs:
             if actor.fallible is not None and actor.kind != START:
@@ -506,11 +507,17 @@ class Schedule:
             return  # there are no actors
         self._go(chosen)
         steps = -1
-        while not self._finished.acquire(timeout=patience_s):
-            if steps == self.steps:
+        try:
+            while not self._finished.acquire(timeout=patience_s):
+                if steps == self.steps:
+                    self._foreign_block(patience_s)
+                    return
+                steps = self.steps
+        except BaseException:  # Ctrl-C, say: who runs ends at its next point, then the others
+            self.over = True
+            if not self._ended and not self._finished.acquire(timeout=patience_s):
                 self._foreign_block(patience_s)
-                return
-            steps = self.steps
+            raise
         self.current = self.main
 
     def _go(self, chosen: Actor | None) -> None:
@@ -583,6 +590,7 @@ class Schedule:
                     assert actor.worker is not None
                     actor.worker.go.release()
                     return
+        self._ended = True
         self._finished.release()
 
     def _foreign_block(self, patience_s: float) -> None:

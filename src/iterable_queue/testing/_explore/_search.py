@@ -48,6 +48,8 @@ from __future__ import annotations
 
 import random
 import time
+from copy import copy
+from functools import lru_cache
 from typing import NamedTuple
 
 from iterable_queue.testing._explore._errors import LOOK_FOR, Nondeterministic
@@ -80,7 +82,8 @@ class Node:
         costs: what each alternative costs; of the choice whether an actor dies, nothing.
         chosen: the one that was explored first.
         spent: preemptions up to here.
-        events, known, state: of the history up to here, the first *known* events count.
+        events, known, state: of the history up to here, the first *known* events count. None:
+            it is to be made up again, to save memory.
     """
 
     __slots__ = ("at", "chosen", "costs", "events", "known", "spent", "state", "tape")
@@ -92,7 +95,7 @@ class Node:
         self.chosen = 0
         self.spent = schedule.preemptions
         history = schedule.history
-        self.events: list[tuple[int, int, int, int]] = []
+        self.events: list[tuple[int, int, int, int]] | None = None
         self.known = self.state = 0
         if history is not None:
             self.events, self.known, self.state = (
@@ -101,12 +104,22 @@ class Node:
                 history.state,
             )
 
+    def light(self) -> Node:
+        """The same, for a task that has to wait long: without the history."""
+        other = copy(self)
+        other.events = None
+        return other
+
 
 class Task(NamedTuple):
     """An alternative that is still to be explored."""
 
     node: Node
     chosen: int
+
+
+_choice = lru_cache(maxsize=None)(Choice)
+"""There are few different ones, and many tapes."""
 
 
 def label_of(alternative: Alternative) -> int:
@@ -145,7 +158,7 @@ class Taped:
             if index < 0:
                 return index
             label = label_of(alternatives[index])
-        self.tape.append(Choice(count, index, label))
+        self.tape.append(_choice(count, index, label))
         return index
 
     def survives(self, schedule: Schedule) -> bool:
@@ -158,7 +171,7 @@ class Taped:
             self.arrive(schedule, at)
         else:
             dies = self.pick_death(schedule)
-        self.tape.append(Choice(2, dies))
+        self.tape.append(_choice(2, dies, 0))
         return not dies
 
     def begin(self, schedule: Schedule) -> None:
@@ -207,17 +220,18 @@ class Branching(Taped):
         """The schedule was given up because it came to a state that was explored before."""
 
     def begin(self, schedule: Schedule) -> None:
-        if self._task is None and self._visited is not None:
+        if self._visited is not None and (self._task is None or self._task.node.events is None):
             schedule.history = History([], 0)
 
     def arrive(self, schedule: Schedule, at: int) -> None:
         if self._task is None or self._visited is None or at != len(self.prefix) - 1:
             return
         node = self._task.node
-        schedule.history = History(node.events[: node.known], node.state)
+        if node.events is not None:
+            schedule.history = History(node.events[: node.known], node.state)
 
     def is_known(self, schedule: Schedule, alternatives: list[Alternative]) -> bool:
-        if schedule.history is None or self._visited is None:
+        if schedule.history is None or self._visited is None or len(self.tape) < len(self.prefix):
             return False
         last = schedule.last
         # Who ran last matters only to what it costs to leave it.
@@ -385,7 +399,7 @@ class Search:
             while tasks:
                 if not budget.left(share):
                     return None
-                found = self._explore(tasks, by_cost, bound, budget)
+                found = self._explore(tasks, by_cost, bound, limit, budget)
                 if found is not None:
                     return found
             if preemptions is not None:
@@ -402,6 +416,7 @@ class Search:
         tasks: list[Task | None],
         by_cost: dict[float, list[Task | None]],
         bound: float,
+        limit: float,
         budget: Budget,
     ) -> Found | None:
         chooser = Branching(tasks.pop(), bound, self._visited if self._reduce else None)
@@ -420,11 +435,16 @@ class Search:
         elif chooser.redundant:
             self.redundant += 1
         for node in chooser.nodes:
+            light = node.light()
             for index in reversed(range(len(node.costs))):
                 if index != node.chosen:
                     total = node.spent + node.costs[index]
-                    target = tasks if total <= bound else by_cost.setdefault(total, [])
-                    target.append(Task(node, index))
+                    if total <= bound:
+                        tasks.append(Task(node, index))
+                    elif total <= limit:
+                        by_cost.setdefault(total, []).append(Task(light, index))
+                    else:
+                        by_cost.setdefault(total, [])  # nobody will, but there is something
         return None
 
     def sample(self, seed: int, budget: Budget, samples: int | None) -> Found | None:
