@@ -375,10 +375,11 @@ def models() -> dict[str, Model]:
     add("a producer fails", failing, True)
     add("polling", polled, True)
     for victim in ("p", "c1", "w"):
-        add(f"kill {victim}", killed, victim != "w", victim=victim)
+        bound = 1 if victim == "w" else 2
+        add(f"kill {victim}", killed, victim != "w", bound, victim=victim)
         add(f"kill {victim} inside", killed, False, bound=1, victim=victim, inside=True)
         if victim != "p":
-            add(f"kill {victim}, redeliver", killed, False, victim=victim, redeliver=True)
+            add(f"kill {victim}, redeliver", killed, False, bound, victim=victim, redeliver=True)
     return table
 
 

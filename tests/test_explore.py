@@ -7,8 +7,10 @@ What a failure looks like is in `test_explore_report`, how many schedules are ru
 from __future__ import annotations
 
 import itertools
+import os
 import pickle
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -981,6 +983,29 @@ def test_no_thread_is_left() -> None:
     fails(deadlocking)
     with pytest.raises(NothingInterleaved):
         explore(lambda sim: None)
+    assert threading.active_count() == before
+
+
+def test_ctrl_c_ends_an_exploration_and_leaves_no_thread() -> None:
+    before = threading.active_count()
+    pressed: list[bool] = []
+
+    def scenario(sim: Simulation) -> None:
+        iq = sim.queue()
+
+        def interrupt(source: Consumer[int]) -> None:
+            for _ in source:
+                if not pressed:
+                    pressed.append(True)
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        sim.spawn(produce, iq.get_producer(), *range(50))
+        sim.spawn(interrupt, iq.get_consumer())
+        sim.spawn(consume, iq.get_consumer(), [])
+        iq.close()
+
+    with pytest.raises(KeyboardInterrupt):
+        explore(scenario)
     assert threading.active_count() == before
 
 

@@ -86,7 +86,8 @@ def test_a_race() -> None:
         iq.close()
 
         def check() -> None:
-            assert total == [3], f"the total is {total[0]}"
+            if total != [3]:
+                raise AssertionError(f"the total is {total[0]}")
 
         return check
 

@@ -8,7 +8,14 @@ from math import comb, factorial
 
 import pytest
 
-from iterable_queue import Cancelled, Consumer, IterableQueue, Producer, Worker
+from iterable_queue import (
+    Cancelled,
+    Consumer,
+    IterableQueue,
+    Producer,
+    ProducerFailed,
+    Worker,
+)
 from iterable_queue.testing import Exploration, Simulation, checkpoint, explore
 
 Outcome = tuple[object, ...]
@@ -235,6 +242,33 @@ def test_reduction_loses_no_outcome_within_the_bound(
             sets.append(outcomes)
         assert sets[0] == sets[1]
         assert sets[0]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_reduction_loses_no_outcome_of_a_death(inside: bool) -> None:
+    def model(sim: Simulation, seen: set[Outcome]) -> Callable[[], None]:
+        iq = sim.queue(1)
+        got: list[object] = []
+
+        def consume(source: Consumer[int]) -> None:
+            try:
+                got.extend(source)
+            except ProducerFailed:
+                got.append("failed")
+
+        victim = sim.spawn(put_twice, iq.get_producer(), name="p")
+        sim.spawn(consume, iq.get_consumer(), name="c")
+        sim.may_kill(victim, inside=inside)
+        iq.close()
+        return lambda: seen.add((*got, iq.statistics().put, iq.statistics().failures))
+
+    sets: list[set[Outcome]] = []
+    for reduction in (False, True):
+        outcomes: set[Outcome] = set()
+        all_of(lambda sim, seen=outcomes: model(sim, seen), 1, reduction=reduction)  # type: ignore[misc]
+        sets.append(outcomes)
+    assert sets[0] == sets[1]
+    assert len(sets[0]) >= 4
 
 
 # Budgets and samples

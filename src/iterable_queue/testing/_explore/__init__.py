@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from iterable_queue._core import check_int
-from iterable_queue.testing._explore._report import Rows
-from iterable_queue.testing._explore._scheduler import Actor, Schedule
-from iterable_queue.testing._explore._search import (
+from iterable_queue.testing._explore._errors import (
     LOOK_FOR,
-    SHARE,
-    Budget,
-    Found,
     Nondeterministic,
     NothingInterleaved,
-    Search,
+    ReplayError,
+    ScheduleFailure,
 )
-from iterable_queue.testing._explore._shrink import Shrinker
+from iterable_queue.testing._explore._scheduler import Actor, Schedule
 from iterable_queue.testing._explore._simulation import (
     Injected,
     Scenario,
     Simulation,
     checkpoint,
 )
-from iterable_queue.testing._explore._tape import ReplayError, decode, encode
+
+if TYPE_CHECKING:
+    from iterable_queue.testing._explore._report import Rows
+    from iterable_queue.testing._explore._search import Found, Search
 
 __all__ = [
     "Actor",
@@ -42,30 +40,7 @@ __all__ = [
 ]
 
 
-class ScheduleFailure(AssertionError):
-    """A schedule under which the scenario fails. Its text is the report.
-
-    Attributes:
-        reason: what went wrong, without the schedule.
-        table: the schedule, one column for each actor.
-        replay: the string for `explore(scenario, replay=...)`.
-        preemptions: how many the schedule has.
-    """
-
-    def __init__(self, text: str, reason: str, table: str, replay: str, preemptions: int) -> None:
-        super().__init__(text)
-        self.reason = reason
-        self.table = table
-        self.replay = replay
-        self.preemptions = preemptions
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        args = (str(self), self.reason, self.table, self.replay, self.preemptions)
-        return ScheduleFailure, args
-
-
-@dataclass(frozen=True)
-class Exploration:
+class Exploration(NamedTuple):
     """What was explored, without finding a failure. `str()` says it in words.
 
     Attributes:
@@ -154,6 +129,9 @@ def explore(
         NothingInterleaved: there was nothing to explore.
         ReplayError: *replay* can't be read, does not fit, or does not fail any more.
     """
+    from iterable_queue.testing._explore._search import SHARE, Budget, Found, Search
+    from iterable_queue.testing._explore._shrink import Shrinker
+
     _check_arguments(preemptions, schedules, samples, seconds, steps, spurious, patience)
     named = getattr(scenario, "func", scenario)  # of a functools.partial
     name = getattr(named, "__qualname__", "scenario").rpartition(".")[2]
@@ -198,7 +176,8 @@ def explore(
 
 
 def _replay(search: Search, replay: str, name: str, seed: int) -> Exploration:
-    from iterable_queue.testing._explore._search import Taped
+    from iterable_queue.testing._explore._search import Found, Taped
+    from iterable_queue.testing._explore._tape import decode
 
     tape = decode(replay)
     chooser = Taped(tape)
@@ -229,6 +208,8 @@ def _failure(search: Search, found: Found, name: str) -> ScheduleFailure:
 
 def _written(schedule: Schedule, rows: Rows, found: Found, name: str) -> ScheduleFailure:
     """The report of a schedule that was written down."""
+    from iterable_queue.testing._explore._tape import encode
+
     problem = schedule.problem
     assert problem is not None
     table = rows.table(schedule.actors)

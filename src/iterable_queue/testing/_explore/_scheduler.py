@@ -27,11 +27,13 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from enum import IntEnum
 from types import FrameType
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+if TYPE_CHECKING:
+    import traceback
 
 EVERYTHING: Final = -1
 """A footprint that conflicts with every other."""
@@ -143,27 +145,27 @@ class Actor:
     )
 
     def __init__(self, index: int, name: str, function: Callable[[], object]) -> None:
-        self.index = index
-        self.name = name
-        self.function = function
+        self.index: int = index
+        self.name: str = name
+        self.function: Callable[[], object] = function
         self.kind: Kind = START
         self.target: Any = None
         self.deadline_ns: int | None = None
         self.variant: Variant = RUN
-        self.dead = False
-        self.done = False
-        self.started = False
-        self.entered = True
+        self.dead: bool = False
+        self.done: bool = False
+        self.started: bool = False
+        self.entered: bool = True
         """False from its start, or from a token that it was given, to the next taking of a lock."""
-        self.yielded = False
-        self.mortal = False
-        self.inside = False
+        self.yielded: bool = False
+        self.mortal: bool = False
+        self.inside: bool = False
         self.fallible: BaseException | None = None
         self.error: BaseException | None = None
-        self.error_ready = False
-        self.guarded = False
-        self.threaded = False
-        self.seen_deaths = 0
+        self.error_ready: bool = False
+        self.guarded: bool = False
+        self.threaded: bool = False
+        self.seen_deaths: int = 0
         self.last_size: object = None
         self.cores: dict[Any, Any] = {}
         self.worker: Worker | None = None
@@ -189,9 +191,9 @@ class Problem:
     __slots__ = ("error", "kind", "text")
 
     def __init__(self, kind: str, text: str, error: BaseException | None = None) -> None:
-        self.kind = kind
-        self.text = text
-        self.error = error
+        self.kind: str = kind
+        self.text: str = text
+        self.error: BaseException | None = error
 
     def is_like(self, other: Problem) -> bool:
         """Whether both are the same kind of failure, so that one may stand for the other."""
@@ -235,8 +237,8 @@ class History:
     __slots__ = ("events", "state")
 
     def __init__(self, events: list[tuple[int, int, int, int]], state: int) -> None:
-        self.events = events
-        self.state = state
+        self.events: list[tuple[int, int, int, int]] = events
+        self.state: int = state
 
     def add(self, actor: int, variant: Variant, died_at: int, reads: int, writes: int) -> None:
         """One more transition has ended."""
@@ -263,38 +265,39 @@ class Schedule:
         merging: bool = True,
         recorder: Recorder | None = None,
     ) -> None:
-        self.main = Actor(0, "the scenario", lambda: None)
+        self.main: Actor = Actor(0, "the scenario", lambda: None)
         self.actors: list[Actor] = []
         self.live: list[Actor] = []
-        self.current = self.main
+        self.current: Actor = self.main
         self.last: Actor | None = None
-        self.over = False
-        self.pruned = False
+        self.over: bool = False
+        self.pruned: bool = False
         """It was given up because its continuation was explored before."""
         self.problem: Problem | None = None
-        self.reads = 0
-        self.writes = 0
-        self.died_at = 0
+        self.reads: int = 0
+        self.writes: int = 0
+        self.died_at: int = 0
         """How many stores the current transition survived, where that is a choice."""
         self.history: History | None = None
-        self.steps = 0
-        self.preemptions = 0
-        self.interleaved = False
-        self.deaths = 0
-        self.faults = 0
-        self.clock_ns = 1_000_000_000_000
-        self.special = spurious > 0
+        self.steps: int = 0
+        self.preemptions: int = 0
+        self.interleaved: bool = False
+        self.deaths: int = 0
+        self.faults: int = 0
+        self.clock_ns: int = 1_000_000_000_000
+        self.special: bool = spurious > 0
         """There may be other alternatives than RUN."""
-        self.spurious = spurious
-        self.merging = merging
+        self.spurious: int = spurious
+        self.merging: bool = merging
         """Points that move past all others are left out."""
-        self.recorder = recorder
+        self.recorder: Recorder | None = recorder
         self.foreign: Actor | None = None
         self._limit = steps
         self._chooser = chooser
         self._pool = pool
         self._finished = threading.Lock()
         self._finished.acquire()
+        self._ended = False
 
     # -- points ----------------------------------------------------------------------------------
 
@@ -468,7 +471,7 @@ class Schedule:
         if not alternatives:
             return  # a deadlock, which no mishap excuses
         for actor in self.live:
-            if actor.mortal and not actor.dead and actor.kind != START:
+            if actor.mortal and not actor.dead and actor.kind != START and not actor.threaded:
                 alternatives.append((actor, KILL, 0 if actor is last else switch))
         for actor, _, _ in runs:
             if actor.fallible is not None and actor.kind != START:
@@ -504,11 +507,17 @@ class Schedule:
             return  # there are no actors
         self._go(chosen)
         steps = -1
-        while not self._finished.acquire(timeout=patience_s):
-            if steps == self.steps:
+        try:
+            while not self._finished.acquire(timeout=patience_s):
+                if steps == self.steps:
+                    self._foreign_block(patience_s)
+                    return
+                steps = self.steps
+        except BaseException:  # Ctrl-C, say: who runs ends at its next point, then the others
+            self.over = True
+            if not self._ended and not self._finished.acquire(timeout=patience_s):
                 self._foreign_block(patience_s)
-                return
-            steps = self.steps
+            raise
         self.current = self.main
 
     def _go(self, chosen: Actor | None) -> None:
@@ -581,10 +590,13 @@ class Schedule:
                     assert actor.worker is not None
                     actor.worker.go.release()
                     return
+        self._ended = True
         self._finished.release()
 
     def _foreign_block(self, patience_s: float) -> None:
         """The current actor does not come to its next point: say where it stands, give it up."""
+        import traceback
+
         stuck = self.foreign = self.current
         frame = sys._current_frames().get(stuck.worker.ident if stuck.worker else 0)  # pyright: ignore[reportPrivateUsage]
         where = "".join(traceback.format_list(_user_frames(frame))).rstrip()
@@ -606,6 +618,8 @@ class Schedule:
 
 def _user_frames(frame: FrameType | None) -> list[traceback.FrameSummary]:
     """The stack without the explorer's own frames."""
+    import traceback
+
     if frame is None:
         return []
     ours = os.path.dirname(__file__), threading.__file__
@@ -616,12 +630,14 @@ class Worker:
     """A thread that waits for jobs."""
 
     def __init__(self) -> None:
-        self.go = threading.Lock()
+        self.go: threading.Lock = threading.Lock()
         self.go.acquire()
         self.job: Callable[[], None] | None = None
-        self.abandoned = False
+        self.abandoned: bool = False
         """Nobody will give it a job again: it was blocked by something foreign."""
-        self.thread = threading.Thread(target=self._work, name="explored actor", daemon=True)
+        self.thread: threading.Thread = threading.Thread(
+            target=self._work, name="explored actor", daemon=True
+        )
         self.thread.start()
 
     @property

@@ -48,9 +48,11 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass, field
+from copy import copy
+from functools import lru_cache
 from typing import NamedTuple
 
+from iterable_queue.testing._explore._errors import LOOK_FOR, Nondeterministic
 from iterable_queue.testing._explore._report import Row, Rows
 from iterable_queue.testing._explore._scheduler import (
     RUN,
@@ -72,24 +74,6 @@ SHARE = 0.75
 """The share of the budget that the exhaustive part may use up, if it does not come to its end."""
 
 
-class Nondeterministic(Exception):
-    """The scenario did something else when the same schedule ran again.
-
-    A search can't go back to a state then, and no failure can be replayed.
-    """
-
-
-LOOK_FOR = (
-    "Look for real time, unseeded random numbers, the order of sets, and state that outlives one "
-    "call of the scenario"
-)
-"""What makes scenarios nondeterministic."""
-
-
-class NothingInterleaved(Exception):
-    """At no time could more than one actor go on, so nothing was explored."""
-
-
 class Node:
     """A state in which there was a choice.
 
@@ -98,7 +82,8 @@ class Node:
         costs: what each alternative costs; of the choice whether an actor dies, nothing.
         chosen: the one that was explored first.
         spent: preemptions up to here.
-        events, known, state: of the history up to here, the first *known* events count.
+        events, known, state: of the history up to here, the first *known* events count. None:
+            it is to be made up again, to save memory.
     """
 
     __slots__ = ("at", "chosen", "costs", "events", "known", "spent", "state", "tape")
@@ -110,7 +95,7 @@ class Node:
         self.chosen = 0
         self.spent = schedule.preemptions
         history = schedule.history
-        self.events: list[tuple[int, int, int, int]] = []
+        self.events: list[tuple[int, int, int, int]] | None = None
         self.known = self.state = 0
         if history is not None:
             self.events, self.known, self.state = (
@@ -119,12 +104,22 @@ class Node:
                 history.state,
             )
 
+    def light(self) -> Node:
+        """The same, for a task that has to wait long: without the history."""
+        other = copy(self)
+        other.events = None
+        return other
+
 
 class Task(NamedTuple):
     """An alternative that is still to be explored."""
 
     node: Node
     chosen: int
+
+
+_choice = lru_cache(maxsize=None)(Choice)
+"""There are few different ones, and many tapes."""
 
 
 def label_of(alternative: Alternative) -> int:
@@ -163,7 +158,7 @@ class Taped:
             if index < 0:
                 return index
             label = label_of(alternatives[index])
-        self.tape.append(Choice(count, index, label))
+        self.tape.append(_choice(count, index, label))
         return index
 
     def survives(self, schedule: Schedule) -> bool:
@@ -176,7 +171,7 @@ class Taped:
             self.arrive(schedule, at)
         else:
             dies = self.pick_death(schedule)
-        self.tape.append(Choice(2, dies))
+        self.tape.append(_choice(2, dies, 0))
         return not dies
 
     def begin(self, schedule: Schedule) -> None:
@@ -225,17 +220,18 @@ class Branching(Taped):
         """The schedule was given up because it came to a state that was explored before."""
 
     def begin(self, schedule: Schedule) -> None:
-        if self._task is None and self._visited is not None:
+        if self._visited is not None and (self._task is None or self._task.node.events is None):
             schedule.history = History([], 0)
 
     def arrive(self, schedule: Schedule, at: int) -> None:
         if self._task is None or self._visited is None or at != len(self.prefix) - 1:
             return
         node = self._task.node
-        schedule.history = History(node.events[: node.known], node.state)
+        if node.events is not None:
+            schedule.history = History(node.events[: node.known], node.state)
 
     def is_known(self, schedule: Schedule, alternatives: list[Alternative]) -> bool:
-        if schedule.history is None or self._visited is None:
+        if schedule.history is None or self._visited is None or len(self.tape) < len(self.prefix):
             return False
         last = schedule.last
         # Who ran last matters only to what it costs to leave it.
@@ -332,8 +328,7 @@ class Budget:
         return self.used < share * self.schedules and self.elapsed() < share * self.seconds
 
 
-@dataclass
-class Found:
+class Found(NamedTuple):
     """A schedule that failed."""
 
     problem: Problem
@@ -343,7 +338,6 @@ class Found:
     steps: int = 0
 
 
-@dataclass
 class Search:
     """One exploration under way.
 
@@ -355,33 +349,36 @@ class Search:
         longest: the most steps that a schedule took.
     """
 
-    scenario: Scenario
-    steps: int
-    spurious: int
-    patience_s: float
-    reduce: bool = True
-    bound: int = -1
-    complete: bool = False
-    exhaustive: int = 0
-    sampled: int = 0
-    redundant: int = 0
-    longest: int = 0
-    interleaved: bool = False
-    visited: dict[tuple[int, int], int] = field(default_factory=dict[tuple[int, int], int])
-    pool: Pool = field(default_factory=Pool)
-    locks: list[SimulatedLock] = field(default_factory=list[SimulatedLock])
+    def __init__(
+        self, scenario: Scenario, steps: int, spurious: int, patience_s: float, reduce: bool
+    ) -> None:
+        self.bound = -1
+        self.complete = False
+        self.exhaustive = 0
+        self.sampled = 0
+        self.redundant = 0
+        self.longest = 0
+        self.interleaved = False
+        self._scenario = scenario
+        self._steps = steps
+        self._spurious = spurious
+        self._patience_s = patience_s
+        self._reduce = reduce
+        self._visited: dict[tuple[int, int], int] = {}
+        self._pool = Pool()
+        self._locks: list[SimulatedLock] = []
 
     def run(self, chooser: Taped, recorder: Rows | None = None) -> Schedule:
         """One schedule."""
         schedule = run_once(
-            self.scenario,
+            self._scenario,
             chooser,
-            self.pool,
-            self.locks,
-            steps=self.steps,
-            spurious=self.spurious,
-            merging=self.reduce,
-            patience_s=self.patience_s,
+            self._pool,
+            self._locks,
+            steps=self._steps,
+            spurious=self._spurious,
+            merging=self._reduce,
+            patience_s=self._patience_s,
             recorder=recorder,
         )
         self.longest = max(self.longest, schedule.steps)
@@ -402,7 +399,7 @@ class Search:
             while tasks:
                 if not budget.left(share):
                     return None
-                found = self._explore(tasks, by_cost, bound, budget)
+                found = self._explore(tasks, by_cost, bound, limit, budget)
                 if found is not None:
                     return found
             if preemptions is not None:
@@ -419,9 +416,10 @@ class Search:
         tasks: list[Task | None],
         by_cost: dict[float, list[Task | None]],
         bound: float,
+        limit: float,
         budget: Budget,
     ) -> Found | None:
-        chooser = Branching(tasks.pop(), bound, self.visited if self.reduce else None)
+        chooser = Branching(tasks.pop(), bound, self._visited if self._reduce else None)
         schedule = self.run(chooser)
         if chooser.misfit:
             raise Nondeterministic(
@@ -437,11 +435,16 @@ class Search:
         elif chooser.redundant:
             self.redundant += 1
         for node in chooser.nodes:
+            light = node.light()
             for index in reversed(range(len(node.costs))):
                 if index != node.chosen:
                     total = node.spent + node.costs[index]
-                    target = tasks if total <= bound else by_cost.setdefault(total, [])
-                    target.append(Task(node, index))
+                    if total <= bound:
+                        tasks.append(Task(node, index))
+                    elif total <= limit:
+                        by_cost.setdefault(total, []).append(Task(light, index))
+                    else:
+                        by_cost.setdefault(total, [])  # nobody will, but there is something
         return None
 
     def sample(self, seed: int, budget: Budget, samples: int | None) -> Found | None:
@@ -497,7 +500,7 @@ class Search:
 
     def close(self) -> None:
         """End the threads."""
-        self.pool.close()
+        self._pool.close()
 
 
 def _compare(first: Rows, second: Rows) -> None:

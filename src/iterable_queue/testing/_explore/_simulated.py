@@ -229,6 +229,7 @@ class SimulatedLock:
         """A point on a queue for threads, where what user code shares counts as well."""
         schedule = self.schedule
         actor = schedule.current
+        actor.threaded = True
         frame = outermost_call()
         if frame is not actor.call:
             actor.call = frame

@@ -12,11 +12,9 @@ import binascii
 import zlib
 from typing import Final, NamedTuple
 
+from iterable_queue.testing._explore._errors import ReplayError
+
 VERSION: Final = "iq1"
-
-
-class ReplayError(ValueError):
-    """A replay string that can't be read, or does not fit the scenario any more."""
 
 
 class Choice(NamedTuple):
