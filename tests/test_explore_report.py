@@ -182,6 +182,17 @@ def test_time_outs_and_long_items() -> None:
     assert rows[-1].strip() == "raises Full"
 
 
+def test_what_a_replay_needs_is_in_the_call() -> None:
+    def scenario(sim: Simulation) -> None:
+        iq = sim.queue()
+        sim.spawn(produce, iq.get_producer(), 1)
+        sim.spawn(consume, iq.get_consumer(), [])
+
+    text = report(scenario, steps=99, spurious=1, reduction=False)
+    call = 'explore(scenario, replay="REPLAY", steps=99, spurious=1, reduction=False)'
+    assert text.endswith(f"to run it again: {call}")
+
+
 def test_two_queues_are_told_apart() -> None:
     def scenario(sim: Simulation) -> None:
         for _ in range(2):

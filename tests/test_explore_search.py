@@ -11,6 +11,7 @@ import pytest
 from iterable_queue import (
     Cancelled,
     Consumer,
+    ConsumersGone,
     IterableQueue,
     Producer,
     ProducerFailed,
@@ -222,9 +223,37 @@ def working(
     return lambda: seen.add(tuple(map(tuple, got.values())))
 
 
+def timing_out(
+    sim: Simulation, seen: set[Outcome], maxsize: int, threaded: bool
+) -> Callable[[], None]:
+    """Two that wait for some time, one that puts: tokens are given, taken back and left."""
+    iq = sim.queue(maxsize, threaded=threaded)
+    got: dict[str, object] = {}
+
+    def wait(source: Consumer[int], name: str) -> None:
+        try:
+            got[name] = source.get(timeout=1)
+        except (IterableQueue.Empty, IterableQueue.Done) as end:
+            got[name] = type(end).__name__
+
+    for name in ("c1", "c2"):
+        sim.spawn(wait, iq.get_consumer(), name, name=name)
+    sim.spawn(try_to_put, iq.get_producer())
+    iq.close()
+    return lambda: seen.add((got["c1"], got["c2"]))
+
+
+def try_to_put(out: Producer[int]) -> None:
+    try:
+        out.put(1)
+    except ConsumersGone:
+        pass
+    out.close()
+
+
 @pytest.mark.parametrize("threaded", [False, True], ids=["processes", "threads"])
 @pytest.mark.parametrize("maxsize", [0, 1])
-@pytest.mark.parametrize("model", [consumers, polling, cancelling, working])
+@pytest.mark.parametrize("model", [consumers, polling, cancelling, working, timing_out])
 def test_reduction_loses_no_outcome_within_the_bound(
     model: Callable[..., Callable[[], None]], maxsize: int, threaded: bool
 ) -> None:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from iterable_queue.testing._explore._report import Rows
     from iterable_queue.testing._explore._search import Found, Search
 
+STEPS = 2000
+"""How many steps a schedule may take, unless told otherwise."""
+
 __all__ = [
     "Actor",
     "Exploration",
@@ -88,7 +91,7 @@ def explore(
     samples: int | None = None,
     seed: int | None = None,
     replay: str | None = None,
-    steps: int = 2000,
+    steps: int = STEPS,
     spurious: int = 0,
     patience: float = 5.0,
     reduction: bool = True,
@@ -113,7 +116,8 @@ def explore(
             where the exhaustive search has run all there are.
         seconds: how long to go on at most, in real time.
         seed: for the random schedules; None: one that follows from the scenario's name.
-        replay: run the one schedule that this string of a `ScheduleFailure` describes.
+        replay: run the one schedule that this string of a `ScheduleFailure` describes. *steps*,
+            *spurious* and *reduction* must be what they were.
         steps: how many steps a schedule may take before it counts as one without end.
         spurious: how many wake-ups for nothing each schedule may have.
         patience: how many real seconds an actor may compute, or be blocked by something that is
@@ -144,7 +148,8 @@ def explore(
         budget = Budget(schedules, seconds)
         schedule, rows = search.check_determinism()
         if schedule.problem is not None and schedule.foreign is not None:
-            raise _written(schedule, rows, Found(schedule.problem, [], "the first schedule"), name)
+            first = Found(schedule.problem, [], "the first schedule")
+            raise _written(search, schedule, rows, first, name)
         rows.close()
         found = search.exhaust(preemptions, budget, SHARE if samples != 0 else 1.0)
         if found is None and not search.interleaved:
@@ -203,10 +208,12 @@ def _failure(search: Search, found: Found, name: str) -> ScheduleFailure:
         raise Nondeterministic(
             f"a schedule failed ({found.problem.text}) and did not when it ran again. {LOOK_FOR}"
         ) from found.problem.error
-    return _written(schedule, rows, found, name)
+    return _written(search, schedule, rows, found, name)
 
 
-def _written(schedule: Schedule, rows: Rows, found: Found, name: str) -> ScheduleFailure:
+def _written(
+    search: Search, schedule: Schedule, rows: Rows, found: Found, name: str
+) -> ScheduleFailure:
     """The report of a schedule that was written down."""
     from iterable_queue.testing._explore._tape import encode
 
@@ -220,7 +227,7 @@ def _written(schedule: Schedule, rows: Rows, found: Found, name: str) -> Schedul
         f"{problem.text}\n\n"
         f"the schedule ({schedule.preemptions} preemption{plural}), found by {found.how}:\n\n"
         f"{table}\n\n"
-        f'to run it again: explore({name}, replay="{replay}")'
+        f'to run it again: explore({name}, replay="{replay}"{search.options()})'
     )
     return ScheduleFailure(text, problem.text, table, replay, schedule.preemptions)
 

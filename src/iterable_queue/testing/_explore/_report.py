@@ -107,6 +107,8 @@ class Row:
             return self._at().strip()
         if self.outcome.startswith("raises"):
             return self.outcome
+        if self.kind == START and self.variant == RUN:
+            return "begins"
         rest = f"{call} {self.outcome}".strip()
         if self.waits:
             rest = f"{call}: waits for {self.waits}"
@@ -224,11 +226,15 @@ class Rows:
         """The steps, one a row, each in the column of its actor."""
         merged: list[Row] = []
         for row in self.rows:
-            if merged and merged[-1].goes_with(row):
-                row.outcome = row.outcome or merged[-1].outcome
+            before = merged[-1] if merged else None
+            if before is not None and before.goes_with(row):
+                row.outcome = row.outcome or before.outcome
                 merged[-1] = row
-            elif row.text():
+            elif before is not None and before.kind == START and before.actor is row.actor:
+                merged[-1] = row
+            else:
                 merged.append(row)
+        merged = [row for row in merged if row.text()]
         cells = [(actors.index(row.actor), _fit(row.text())) for row in merged]
         widths = [
             max([len(actor.name), *(len(text) for column, text in cells if column == index)])

@@ -34,7 +34,9 @@ on a queue decides it. On queues for threads, transitions that return to user co
 other, since threads do share. On queues for processes, three points are left out as moving past
 whatever others do (Lipton, "Reduction", CACM 1975), unless the actor may be killed there: what an
 actor does before its first operation; taking its own endpoint into use; and taking the lock after
-a token was taken, since there are as many tokens as sleepers that are not counted any more.
+a token was taken, since there are as many tokens as sleepers that are not counted any more. (Not
+after a look at the clock.) All three are moved to just before the actor's next transition, which
+saves the switch away from it, so no schedule needs more preemptions for that.
 
 Samples
 -------
@@ -384,6 +386,14 @@ class Search:
         self.longest = max(self.longest, schedule.steps)
         self.interleaved = self.interleaved or schedule.interleaved
         return schedule
+
+    def options(self) -> str:
+        """What a replay must be told beside its string."""
+        from iterable_queue.testing._explore import STEPS
+
+        text = "" if self._steps == STEPS else f", steps={self._steps}"
+        text += f", spurious={self._spurious}" if self._spurious else ""
+        return text + ("" if self._reduce else ", reduction=False")
 
     # -- the two parts ---------------------------------------------------------------------------
 
