@@ -36,6 +36,7 @@ from iterable_queue._endpoints import ConsumerEndpoint, ProducerEndpoint, Worker
 from iterable_queue._shared import SharedCore
 from iterable_queue.testing import (
     ConsumerPoints,
+    FakeQueue,
     Gate,
     Passage,
     Point,
@@ -685,8 +686,9 @@ def test_what_is_no_rule() -> None:
 
 def test_what_can_not_be_raced() -> None:
     anything: Any = object()
-    with pytest.raises(TypeError, match="an IterableQueue"):
-        races(anything)
+    for unreal in (anything, FakeQueue[int]()):
+        with pytest.raises(TypeError, match="on an IterableQueue, not on <"):
+            races(unreal)
     iq = IterableQueue[int].threaded()
     with pytest.raises(ValueError, match="above 0"):
         races(iq, timeout=0)

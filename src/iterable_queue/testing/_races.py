@@ -24,10 +24,11 @@ from __future__ import annotations
 import os
 import pickle
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, cast
+from typing import Any, Final, Self, cast
 
 from iterable_queue import _cells as cells_
 from iterable_queue._cells import KIND_NAMES, WATCHED
+from iterable_queue._core import Core
 from iterable_queue._endpoints import Endpoint
 from iterable_queue._protocols import Consumer, Producer, Worker
 from iterable_queue._queue import IterableQueue
@@ -40,9 +41,6 @@ from iterable_queue.testing._points import (
 )
 from iterable_queue.testing._race_log import Passage, Rule
 from iterable_queue.testing._raced import RaceError, Track, Watcher
-
-if TYPE_CHECKING:
-    from iterable_queue._core import Core
 
 TIMEOUT_S: Final = 10.0
 """How long a point is waited at unless the test says else, in seconds."""
@@ -57,11 +55,17 @@ def races(iq: IterableQueue[Any], *, timeout: float = TIMEOUT_S) -> Races:
             then raises `RaceError`, in the one that waited and from the block.
 
     Raises:
-        TypeError: *iq* is not a real queue: a `FakeQueue` has no races.
+        TypeError: *iq* is not a real queue: a `FakeQueue` has no races, and those of a
+            `Simulation` are decided by `explore`.
         ValueError: *timeout* is not above 0.
     """
-    if not isinstance(cast("object", iq), IterableQueue):
-        raise TypeError(f"races are for an IterableQueue, not {iq!r}")
+    from iterable_queue._shared import SharedCore
+
+    core = getattr(iq, "_core", None)
+    if type(core) is not Core and not isinstance(core, SharedCore):
+        raise TypeError(
+            f"races are between real threads or processes, on an IterableQueue, not on {iq!r}"
+        )
     if not timeout > 0:
         raise ValueError(f"timeout must be above 0 seconds, not {timeout!r}")
     return Races(iq, timeout)
