@@ -831,7 +831,7 @@ def test_what_a_lean_hand_took_is_folded_in(lean: Desk) -> None:
     assert source.get() == []
     assert lean.ledger.in_hand() == 0
     assert lean.ledger.finished() == 5
-    assert hand.seen == (5, 0)
+    assert hand.seen == (5, 0, 0)
     assert hand.idle_at == 5
 
 

@@ -80,5 +80,5 @@ class Hand:
         self.idle_at: int = 0
         self.peak: int = 0
         """The most items that this thread saw queued as it took one."""
-        self.seen: tuple[int, int] = (0, 0)
-        """`taken` and the items in hand at the last `fold`."""
+        self.seen: tuple[int, int, int] = (0, 0, 0)
+        """`taken`, the items in hand, and of these the pending ones, at the last `fold`."""

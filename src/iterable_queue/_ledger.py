@@ -340,10 +340,11 @@ class Ledger:
                 if hand.pull is None:
                     continue
                 taken = hand.taken
-                in_hand = len(hand.pending) or (hand.last if taken > hand.idle_at else 0)
+                pending = len(hand.pending)
+                in_hand = pending or (hand.last if taken > hand.idle_at else 0)
                 more, held = taken - hand.seen[0], in_hand - hand.seen[1]
                 # Together: no call and no jump before the last of these.
-                hand.seen = (taken, in_hand)
+                hand.seen = (taken, in_hand, pending)
                 head[LEAN] += more
                 cells[base + IN_HAND] += held
                 head[HIGHEST] = max(head[HIGHEST], hand.peak)
@@ -386,18 +387,17 @@ class Ledger:
         """Items put so far, and items queued, at one moment."""
         while True:
             self.fold()
-            before = self.taken()
+            before = self.taken(), self.pending()
             queued = self.channel.size()
             self.fold()
-            if before == self.taken():
-                pending = sum(
-                    len(hand.pending)
-                    for hands in self.hands.values()
-                    for hand in list(hands.values())
-                    if hand.pull is not None
-                )
+            if before == (self.taken(), self.pending()):
                 head = self.head
-                return queued + pending + before + head[DROPPED] - head[RETURNED], queued
+                head[HIGHEST] = max(head[HIGHEST], queued)
+                return queued + sum(before) + head[DROPPED] - head[RETURNED], queued
+
+    def pending(self) -> int:
+        """Items that hands which count by themselves had pulled, and not handed out, at `fold`."""
+        return sum(hand.seen[2] for hands in self.hands.values() for hand in list(hands.values()))
 
     # -- what the queue is in for ----------------------------------------------------------------
 
@@ -424,7 +424,8 @@ class Ledger:
     def finished(self) -> int:
         """Items whose taker asked for the next one, or closed."""
         in_hand = self.in_hand()
-        return self.taken() - self.head[LOST] - self.head[RETURNED] - in_hand
+        taken = self.taken() + self.pending()  # those pending are in hand, but not taken yet
+        return taken - self.head[LOST] - self.head[RETURNED] - in_hand
 
     def settle(self) -> None:
         """Decide again what the queue is in for, and wake whom it concerns.
