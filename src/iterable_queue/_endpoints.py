@@ -113,7 +113,12 @@ class Endpoint:
         self._check_open(ProducerClosed if puts else None)
         core = self._core
         core.register()
-        if not core.transact_until(deadline, self._use_locked):
+        try:
+            used = core.transact_until(deadline, self._use_locked)
+        except EndpointElsewhere:
+            self._check_open(ProducerClosed if puts else None)  # by another thread, just now
+            raise
+        if not used:
             raise Full if puts else Empty
 
     def _check_open(self, closed: type[Exception] | None = None) -> None:
@@ -138,7 +143,11 @@ class Endpoint:
         """For calls that don't take it: the owner may, and the maker until it is taken."""
         if not self._ready:
             self._check_open()
-            self._core.transact(self._touch_locked)
+            try:
+                self._core.transact(self._touch_locked)
+            except EndpointElsewhere:
+                self._check_open()  # by another thread, just now
+                raise
 
     def _touch_locked(self) -> None:
         ledger = self._ledger
@@ -189,7 +198,10 @@ class Endpoint:
         """Take part no more. Closing again does nothing."""
         if self._closed:
             return
-        self._touch()
+        try:
+            self._touch()
+        except self.closed_error:
+            return  # another thread has closed it, just now
         self._finish(self._ledger.close, self.slot, self.number)
 
     def _finish(self, transition: Callable[..., object], *args: object) -> None:
