@@ -135,7 +135,7 @@ class Actor:
         "last_size",
         "mortal",
         "name",
-        "seen_deaths",
+        "seen_faults",
         "started",
         "target",
         "threaded",
@@ -165,7 +165,7 @@ class Actor:
         self.error_ready: bool = False
         self.guarded: bool = False
         self.threaded: bool = False
-        self.seen_deaths: int = 0
+        self.seen_faults: int = 0
         self.last_size: object = None
         self.cores: dict[Any, Any] = {}
         self.worker: Worker | None = None
@@ -355,7 +355,7 @@ class Schedule:
         elif variant == SPURIOUS:
             self.spurious -= 1
         elif variant == LOOK:
-            me.seen_deaths = self.deaths
+            me.seen_faults = self.faults
         return variant
 
     def die(self, me: Actor) -> None:
@@ -372,8 +372,8 @@ class Schedule:
         if deadline_ns is not None:
             self.clock_ns = max(self.clock_ns, deadline_ns)
             return TIME_OUT
-        if self.deaths > self.main.seen_deaths:
-            self.main.seen_deaths = self.deaths
+        if self.faults > self.main.seen_faults:
+            self.main.seen_faults = self.faults
             return LOOK
         self.problem = Problem(
             "deadlock",
@@ -461,7 +461,11 @@ class Schedule:
         last = self.last
         runs = list(alternatives)
         asleep = [a for a in self.live if a.kind == SLEEP and not a.target.tokens]
-        looks = [a for a in asleep if self.deaths > a.seen_deaths and not a.threaded]
+        looks = [
+            a
+            for a in asleep
+            if self.faults > a.seen_faults and (self.faults > self.deaths or not a.threaded)
+        ]
         timed = sorted((a.deadline_ns, a.index, a) for a in asleep if a.deadline_ns is not None)
         if not runs:
             alternatives += [(a, LOOK, 0) for a in looks]
