@@ -279,7 +279,8 @@ class Ledger:
             held = hand.held
             if self.lease is not None and held:
                 self.lease(slot, hand)  # so that these are the last, the first to be left out
-            if held or cells[base + FLAGS] & UNASKED:
+            finishes = held or cells[base + FLAGS] & UNASKED
+            if finishes:
                 self._finish(base, hand, worker)
             while queued and len(pending) < limit:
                 payload = channel.peek()
@@ -304,7 +305,7 @@ class Ledger:
             if self.lease is not None and held and not hand.held:
                 self.lease(slot, hand)
             if not hand.held:
-                if held:
+                if finishes:
                     self.settle()
                 return False
             if head[WAIT_ROOM]:
