@@ -1342,6 +1342,7 @@ def test_broken(desk: Desk) -> None:
         lambda: out.put(2),
         source.get,
         lambda: desk.open(CONSUMER),
+        lambda: desk.ledger.transact(desk.close_queue),
     )
     for call in calls:
         before = desk.snapshot()
