@@ -154,6 +154,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--only", type=int, nargs="*", default=[])
     options = parser.parse_args()
+    unchanged = notice(Mutant(0, "", "", SOURCE))
+    if unchanged:
+        parser.error(f"the ledger fails as it is: {unchanged}")
     deadline = time.monotonic() + options.minutes * 60
     todo = [m for m in mutants(SOURCE) if not options.only or m.line in options.only]
     random.Random(1).shuffle(todo)  # so that what was done when the time is over is a fair sample
