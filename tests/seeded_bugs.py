@@ -141,8 +141,8 @@ BUGS = [
     Bug(
         "cancel wakes nobody",
         LEDGER,
-        "        self.channel.clear()\n        self._wake_everybody()",
-        "        self.channel.clear()",
+        "        self._drop_all()\n        self._wake_everybody()",
+        "        self._drop_all()",
         "cancelled get",
     ),
     Bug(
@@ -347,8 +347,8 @@ BUGS = [
     Bug(
         "cancel drops items and does not count them",
         LEDGER,
-        "        head[DROPPED] += self.channel.size()\n        self.channel.clear()",
-        "        self.channel.clear()\n        head[DROPPED] += self.channel.size()",
+        "        self.head[DROPPED] += self.channel.size()\n        self.channel.clear()",
+        "        self.channel.clear()\n        self.head[DROPPED] += self.channel.size()",
         "cancelled put",
     ),
     Bug(

@@ -41,7 +41,7 @@ def seek(model: str, strategy: str, schedules: int, seed: int) -> Sought:
 
     *strategy*: `exhaustive`, by growing bound, which needs no seed; `random`; or `PCT`.
     """
-    search = Search(MODELS[model], STEPS, 0, PATIENCE_S, reduce=True)
+    search = Search(MODELS[model], steps=STEPS, spurious=0, patience_s=PATIENCE_S, reduce=True)
     try:
         if strategy == "exhaustive":
             budget = Budget(schedules, SECONDS)

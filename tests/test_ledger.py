@@ -798,6 +798,15 @@ def test_a_worker_that_asks_again_ends_the_others_wait(desk: Desk) -> None:
     assert isinstance(desk.ledger.verdict(), Done)
 
 
+def test_a_worker_that_asks_for_the_first_time_ends_the_others_wait(desk: Desk) -> None:
+    tree = desk.open(WORKER)
+    desk.open(WORKER).get()
+    desk.close_queue()
+    desk.sleepers(items=1, end=1)
+    assert tree.get() == []
+    assert desk.woken() == (1, 0, 1)
+
+
 # Hands that count by themselves
 
 
@@ -805,6 +814,23 @@ def test_a_worker_that_asks_again_ends_the_others_wait(desk: Desk) -> None:
 def lean() -> Desk:
     """Over an atomic channel."""
     return Desk(over_simple_queue)
+
+
+def test_what_a_lean_hand_has_pulled_is_in_hand_and_not_taken(lean: Desk) -> None:
+    """As somebody sees it who looks while a thread is inside `get`."""
+    out, source = lean.open(PRODUCER), lean.open(CONSUMER)
+    out.put(1)
+    out.put(2)
+    assert source.get() == [1]
+    hand = source.hand
+    assert hand.quick is not None
+    hand.quick()
+    assert lean.ledger.put_in_all() == (2, 0)
+    assert (lean.ledger.taken(), lean.ledger.in_hand(), lean.ledger.finished()) == (1, 1, 1)
+    hand.taken += 1
+    del hand.pending[0]
+    assert lean.ledger.put_in_all() == (2, 0)
+    assert (lean.ledger.taken(), lean.ledger.in_hand(), lean.ledger.finished()) == (2, 1, 1)
 
 
 def test_what_a_lean_hand_took_is_folded_in(lean: Desk) -> None:
@@ -1330,6 +1356,7 @@ def test_broken(desk: Desk) -> None:
         lambda: out.put(2),
         source.get,
         lambda: desk.open(CONSUMER),
+        lambda: desk.ledger.transact(desk.close_queue),
     )
     for call in calls:
         before = desk.snapshot()
