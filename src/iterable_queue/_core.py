@@ -453,8 +453,8 @@ class Core:
     def watch(self, target: object) -> None:
         """Called with each endpoint and handle that is made while `head[WATCHED]` is above 0.
 
-        It is the seam for those who test with real queues. It costs one look for each object made,
-        and calls on the object nothing.
+        The seam for tests with real queues. It costs one look for each object that is made, and
+        its calls nothing.
         """
         if self.watcher is not None:
             self.watcher(target)

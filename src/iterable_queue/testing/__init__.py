@@ -1,4 +1,4 @@
-"""For test suites: a fake queue, and whether a queue keeps the promises of `IterableQueue`.
+"""For the test suites of programs that use a queue.
 
 `FakeQueue` stands in for a queue where one end of it is to be tested, in one thread. It never
 blocks: where a real queue would wait for ever, it raises `WouldBlock`, which says for what:
@@ -47,6 +47,7 @@ who is killed where:
     with races(iq) as race:
         race.order(race.producer(out).after_close, race.consumer(numbers).before_get)
         ...  # start the processes, and wait for their end
+
 `explore` runs your own producers and consumers, unchanged, under every schedule that matters, and
 shows the one that fails:
 
