@@ -91,8 +91,15 @@ def test_a_queue_for_processes_between_threads(name: str) -> None:
     kept(check_queue(IterableQueue, pickled=True, only=[name]))
 
 
-PARTS = 6
-"""So many tests have a share of the promises each, for workers to run at once."""
+OF_PROCESSES = [
+    promise.name for promise in promises() if promise.needs in ("processes", "pickling")
+]
+OF_ALL = [promise.name for promise in promises() if promise.name not in OF_PROCESSES]
+SHARES = (
+    *(pytest.param(OF_PROCESSES[n::3], id=f"processes-{n}") for n in range(3)),
+    pytest.param(OF_ALL, id="others", marks=pytest.mark.soak),
+)
+"""What a context has a part in, in three tests for three workers; and all else."""
 CONTEXTS = (
     # The standard library's crossed, as a queue need not be of its processes' start method.
     pytest.param("multiprocessing", "fork", "spawn"),
@@ -102,18 +109,17 @@ CONTEXTS = (
 
 
 @pytest.mark.time_limit(240)
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("names", SHARES)
 @pytest.mark.parametrize(("package", "given", "used"), CONTEXTS)
-def test_contexts(package: str, given: str, used: str, part: int) -> None:
+def test_contexts(package: str, given: str, used: str, names: list[str]) -> None:
     """A queue of the *given* context, between processes that were started by the one *used*."""
     module = pytest.importorskip(package, reason=f"{package} is not installed")
     make = partial(IterableQueue[Any], context=module.get_context(given))
-    names = {promise.name for promise in promises()[part::PARTS]}
     report = check_queue(make, processes=module.get_context(used), only=names)
     only_here = {"items_are_first_in_first_out"}
     if package != "multiprocessing":
         only_here.add("endpoints_cross_as_executor_tasks")
-    assert {result.name for result in report.not_applicable} == only_here & names
+    assert {result.name for result in report.not_applicable} == only_here.intersection(names)
 
 
 # What it says
