@@ -51,6 +51,12 @@ def copy_with(bug: Bug, folder: Path) -> None:
     path.write_text(text.replace(bug.old, bug.new))
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """For a process that imports the copy in *folder*, which is nothing to be measured."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
+    return {**kept, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+
+
 def seek_in(
     folder: Path, model: str, strategy: str, schedules: int, seeds: list[int], timeout_s: float
 ) -> list[Sought]:
@@ -58,7 +64,7 @@ def seek_in(
     command = [sys.executable, "-m", "tests.seek", model, strategy, str(schedules)]
     run = subprocess.run(
         [*command, *map(str, seeds)],
-        env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
+        env=environment(folder),
         cwd=ROOT,
         capture_output=True,
         text=True,

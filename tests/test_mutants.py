@@ -13,7 +13,6 @@ import argparse
 import ast
 import concurrent.futures
 import itertools
-import os
 import random
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.seeded_bugs import LEDGER, PACKAGE, ROOT, Bug, copy_with
+from tests.seeded_bugs import LEDGER, PACKAGE, ROOT, Bug, copy_with, environment
 
 SOURCE = (PACKAGE / LEDGER).read_text()
 SCHEDULES = 40
@@ -101,7 +100,7 @@ def notice(mutant: Mutant) -> str:
     """Who notices it: a model, by name; `test_ledger`; or nobody, an empty text."""
     with tempfile.TemporaryDirectory() as folder:
         copy_with(Bug("", LEDGER, SOURCE, mutant.source, ""), Path(folder))
-        env = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+        env = environment(Path(folder))
         explored = _run(["-c", _EXPLORE, str(SCHEDULES)], env, 120)
         if explored:
             return explored

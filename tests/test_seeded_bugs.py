@@ -2,7 +2,7 @@
 
 Each bug of `seeded_bugs` is explored here by the one model and the one strategy that find it
 fastest. `pytest -m soak tests/test_seeded_bugs.py -n 0 -s` tries every strategy, with several
-seeds, and prints the table that is in `docs/testing-bugs-section.md`.
+seeds, and prints the table that is in `docs/testing.md`.
 """
 
 from __future__ import annotations
