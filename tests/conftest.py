@@ -73,14 +73,6 @@ def wait_until(fact: Callable[[], T], what: str, timeout: float = 20.0) -> T:
     return found
 
 
-def on_this_machine(seconds: float) -> float:
-    """*seconds*, times as many processes as want to run for each core: so much longer they take.
-
-    For the few tests that are about time itself.
-    """
-    return seconds * max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0)))
-
-
 def lives(pid: int) -> bool:
     """True while process *pid* runs; False once it has ended, though nobody has waited for it."""
     return _parent_of(pid) is not None

@@ -42,8 +42,8 @@ from iterable_queue import (
 from iterable_queue import _cells as cells_
 from iterable_queue._shared import SharedCore
 from tests import actors
-from tests.actors import Call, Ended, Puppet, Stage, context_of
-from tests.conftest import START_METHODS, Context, Processes, lives, on_this_machine, wait_until
+from tests.actors import Call, Ended, Puppet, Stage, context_of, on_this_machine
+from tests.conftest import START_METHODS, Context, Processes, lives, wait_until
 
 KNOWN_WITHIN_S = 2.0
 """How long it may take until a process's end is known to all others that wait."""

@@ -41,8 +41,8 @@ from iterable_queue import (
 )
 from iterable_queue._shared import SharedCore
 from tests import actors
-from tests.actors import Ended, Puppet, Stage, context_of
-from tests.conftest import FORKS, Processes, lives, on_this_machine, wait_until
+from tests.actors import Ended, Puppet, Stage, context_of, on_this_machine
+from tests.conftest import FORKS, Processes, lives, wait_until
 
 PATIENCE_S = actors.PATIENCE_S
 
