@@ -243,7 +243,7 @@ def test_hooks_run_what_ci_runs() -> None:
     hooks = (ROOT / ".pre-commit-config.yaml").read_text()
     entries: list[str] = re.findall(r"(?m)^ +entry: (.+)$", hooks)
     assert entries
-    assert [entry for entry in entries if f"run {entry}" not in ci] == []
+    assert [entry for entry in entries if entry not in ci] == []  # in the list of checks
     assert set(re.findall(r"(?m)^ +- repo: (.+)$", hooks)) == {"local"}
     assert set(re.findall(r"(?m)^ +language: (.+)$", hooks)) == {"system"}
 
