@@ -22,6 +22,7 @@ import ctypes
 import faulthandler
 import gc
 import multiprocessing
+import multiprocessing.util  # before a test that runs pytest inside forgets what that imported
 import os
 import signal
 import sys
@@ -38,6 +39,7 @@ from typing import Protocol, TypeAlias, TypeVar
 
 import pytest
 
+import iterable_queue._shared  # likewise: its exit hooks are in modules that must stay
 from iterable_queue._directory import _is_left
 
 T = TypeVar("T")
