@@ -39,7 +39,6 @@ from typing import Protocol, TypeAlias, TypeVar
 
 import pytest
 
-import iterable_queue._shared  # likewise: its exit hooks are in modules that must stay
 from iterable_queue._directory import _is_left
 
 T = TypeVar("T")
