@@ -22,7 +22,6 @@ import ctypes
 import faulthandler
 import gc
 import multiprocessing
-import multiprocessing.util  # before a test that runs pytest inside forgets what that imported
 import os
 import signal
 import sys
@@ -38,8 +37,6 @@ from types import FrameType
 from typing import Protocol, TypeAlias, TypeVar
 
 import pytest
-
-from iterable_queue._directory import _is_left
 
 T = TypeVar("T")
 
@@ -227,11 +224,6 @@ def _directories() -> set[Path]:
     return {path for base in bases for path in base.glob(f"iterable_queue-{os.getuid()}-*")}
 
 
-def is_orphan(path: str) -> bool:
-    """Whether *path* is a queue's directory in which nobody who lives takes part."""
-    return os.path.isdir(path) and _is_left(path)
-
-
 def _maker_of(directory: Path) -> int:
     """The pid in `iterable_queue-<uid>-<pid>-<random>`; 0 where the name has no pid."""
     fields = directory.name.split("-")
@@ -348,10 +340,6 @@ def _check_left(item: pytest.Item) -> None:
         gc.collect()  # what is in a cycle closes only now
         time.sleep(0.05)
     _end(world.processes - before.processes)
-    if isinstance(item, pytest.Function) and "processes" in item.fixturenames:
-        # That fixture kills what does not end in time. If that was the last that knew of a queue,
-        # its directory is the next queue's to remove. Tests of what is left look for themselves.
-        left = [what for what in left if not is_orphan(what.removeprefix("directory "))]
     if left and not item.stash.get(_failed, False):
         pytest.fail("the test left behind:\n" + "\n".join(sorted(left)))
 

@@ -64,18 +64,51 @@ def test_importing_hooks_nothing_and_queues_hook_once() -> None:
 def test_a_package_that_comes_later_is_hooked_then() -> None:
     pytest.importorskip("billiard")
     code = """
-import sys
 from iterable_queue import IterableQueue, _exits
 IterableQueue()
-print(sorted(_exits._hooked))
+print(sorted(util.__name__ for util in _exits._hooked))
 import billiard
 IterableQueue(context=billiard)
-print(sorted(_exits._hooked))
+print(sorted(util.__name__ for util in _exits._hooked))
 """
     assert run_python(code).stdout.splitlines() == [
-        "['', 'multiprocessing']",
-        "['', 'billiard', 'multiprocessing']",
+        "['multiprocessing.util']",
+        "['billiard.util', 'multiprocessing.util']",
     ]
+
+
+def test_a_package_that_is_imported_anew_is_hooked_anew(tmp_path: Path) -> None:
+    """As after a test that ran pytest inside itself, which restores `sys.modules`."""
+    script = tmp_path / "anew.py"
+    script.write_text("""
+import multiprocessing, sys
+from iterable_queue import IterableQueue, ProducerFailed
+def work(out):
+    out.put(1)
+if __name__ == "__main__":
+    for _ in range(2):
+        queue = IterableQueue(context=multiprocessing.get_context("fork"))
+        consumer, producer = queue.get_consumer(), queue.get_producer()
+        queue.close()
+        child = multiprocessing.get_context("fork").Process(target=work, args=(producer,))
+        child.start()
+        try:
+            print(list(consumer))
+        except ProducerFailed as error:
+            print(error)
+        child.join(20)
+        for name in [name for name in sys.modules if name.startswith("multiprocessing.")]:
+            del sys.modules[name]
+        del sys.modules["multiprocessing"]
+        import multiprocessing
+""")
+    found = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert not found.stderr
+    lines = found.stdout.splitlines()
+    assert len(lines) == 2
+    assert all("was left open when its process returned" in line for line in lines)
 
 
 # What is told
@@ -149,6 +182,27 @@ def test_an_error_that_the_interpreter_printed(
     monkeypatch.setattr(sys, "last_value", error, raising=False)
     _exits._leave_all()
     assert leaver.left == [("was left open when its process ended by KeyError: 'k'", error)]
+
+
+class Torn:
+    """One that is interrupted while it is left."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def leave(self, how: str, cause: BaseException | None = None) -> None:
+        raise self._error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt("first"), OSError("first")])
+def test_a_queue_that_could_not_be_left_does_not_keep_the_others(
+    leaver: Leaver, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    cores = [Torn(error), leaver, Torn(OSError("second"))]
+    monkeypatch.setattr(_forks, "tracked", lambda: cores)
+    with pytest.raises(type(error), match="first"):
+        _exits._leave_all()
+    assert leaver.left == [("was left open when its process returned", None)]
 
 
 # In processes

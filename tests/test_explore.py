@@ -7,6 +7,7 @@ What a failure looks like is in `test_explore_report`, how many schedules are ru
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import pickle
 import random
@@ -40,6 +41,7 @@ from iterable_queue.testing import (
     checkpoint,
     explore,
 )
+from tests.conftest import FORKS, Processes
 
 Check = Callable[[], object]
 
@@ -984,6 +986,28 @@ def test_no_thread_is_left() -> None:
     with pytest.raises(NothingInterleaved):
         explore(lambda sim: None)
     assert threading.active_count() == before
+
+
+@FORKS
+def test_processes_forked_later_have_nothing_to_do_with_it(processes: Processes) -> None:
+    """Though the explored queue is still referred to, the children leave their real queues."""
+    kept: list[object] = []
+
+    def scenario(sim: Simulation) -> None:
+        iq = sim.queue()
+        kept.append((iq, iq.get_producer(), iq.get_consumer()))
+        deadlocking(sim)
+
+    fails(scenario)
+    real = IterableQueue[int](context=multiprocessing.get_context("fork"))
+    consumer = real.get_consumer()
+    child = multiprocessing.get_context("fork").Process(target=real.get_producer().put, args=(1,))
+    processes.start(child)
+    real.close()
+    with pytest.raises(ProducerFailed, match="was left open when its process returned"):
+        list(consumer)
+    assert processes.join() == [0]
+    assert kept
 
 
 def test_ctrl_c_ends_an_exploration_and_leaves_no_thread() -> None:

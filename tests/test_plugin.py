@@ -660,7 +660,7 @@ def test_a_failure_shows_what_happened_on_each_fake_queue(
             "*Taken(*'an item'*",
             "*fake queue 2*",
             "*Put(*'another one'*",
-            "*producer 1*open*",
+            "*producer 1*, taken by this process*",
         ]
     )
 

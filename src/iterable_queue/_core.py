@@ -137,6 +137,8 @@ class Core:
     """Likewise, one that says how many there are."""
     watcher: Callable[[object], None] | None = None
     """For threads: what `watch` calls."""
+    exists_outside = True
+    """Whether forks and the end of this process concern it: not a queue of an exploration."""
     queue_slot = 2
     """The slot of the queue itself: the second to be opened, after that of its maker's process."""
 
@@ -149,7 +151,8 @@ class Core:
         self.endpoints: WeakSet[Endpoint] = WeakSet()
         self._pid = os.getpid()
         self._dropped: deque[tuple[int, int]] = deque()
-        _forks.track(self)
+        if self.exists_outside:
+            _forks.track(self)
 
     # -- the lock --------------------------------------------------------------------------------
 

@@ -12,13 +12,17 @@ import atexit
 import sys
 from collections.abc import Callable
 from functools import partial
-from types import FrameType
+from types import FrameType, ModuleType
+from typing import Any
 
 from iterable_queue import _forks
 from iterable_queue._errors import RemoteError
 from iterable_queue._pickling import PACKAGES
 
-_hooked: set[str] = set()
+_hooked: set[ModuleType] = set()
+"""The `util` modules hooked into. Not their names: what was dropped from `sys.modules`, as
+pytest's `pytester` does, is another module with no hooks when it is imported again."""
+_registered = False
 _uncaught: BaseException | None = None
 _bootstrap: FrameType | None = None
 
@@ -32,25 +36,27 @@ _anchor = _Anchor()
 
 def install_exit_hooks(package: str) -> None:
     """Leave all queues when this process ends, whichever package started it."""
-    if not _hooked:
+    global _registered
+    if not _registered:
+        _registered = True
         atexit.register(_leave_all)
-    for name in {*PACKAGES, package.partition(".")[0]} - _hooked:
+    for name in {*PACKAGES, package.partition(".")[0]}:
         util = sys.modules.get(f"{name}.util")
-        if util is not None and hasattr(util, "Finalize"):
-            _hooked.add(name)
-            util.register_after_fork(_anchor, _Hook(name))
+        if util is not None and util not in _hooked and hasattr(util, "Finalize"):
+            _hooked.add(util)
+            util.register_after_fork(_anchor, _Hook(name, util))
             util.Finalize(None, _leave_all, exitpriority=0)
-    _hooked.add("")
 
 
 class _Hook:
     """Called in a child that *package* has started, before it runs anything of the user's."""
 
-    def __init__(self, package: str) -> None:
+    def __init__(self, package: str, util: Any) -> None:
         self._package = package
+        self._util = util
 
     def __call__(self, anchor: object) -> None:
-        sys.modules[f"{self._package}.util"].Finalize(None, _leave_all, exitpriority=0)
+        self._util.Finalize(None, _leave_all, exitpriority=0)
         # From Python 3.13 on, the exit hooks run when the error that ended a process is forgotten.
         process = sys.modules[f"{self._package}.process"].current_process()
         process.run = partial(_run, process.run)
@@ -93,5 +99,11 @@ def _leave_all() -> None:
         error = RemoteError(f"exit status {status}; the process's stderr shows the error")
     else:
         how = "returned"
+    failed: BaseException | None = None
     for core in _forks.tracked():
-        core.leave(f"was left open when its process {how}", error)
+        try:
+            core.leave(f"was left open when its process {how}", error)
+        except BaseException as other:  # a signal's, say: the other queues are to be left as well
+            failed = failed or other
+    if failed is not None:
+        raise failed

@@ -474,6 +474,8 @@ class SimulatedCore(Core):
         shared: what all parts of the queue share.
     """
 
+    exists_outside = False
+
     def __init__(self, shared: SharedQueue, actor: Actor) -> None:
         super().__init__(shared.runtime, SimulatedLedger(shared.runtime, shared.channel))
         self.actor = actor
