@@ -329,11 +329,11 @@ BUGS = [
         head, cells = self.head, self.cells
         base = slot * SLOT_SIZE
         kind = cells[base + KIND]
-        if kind not in (PRODUCER, CONSUMER, WORKER, QUEUE):""",
+        if slot in self.hands:""",
         """        head, cells = self.head, self.cells
         base = slot * SLOT_SIZE
         kind = cells[base + KIND] or PRODUCER
-        if kind not in (PRODUCER, CONSUMER, WORKER, QUEUE):""",
+        if slot in self.hands:""",
         "threads, closed twice",
     ),
     Bug(

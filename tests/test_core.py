@@ -506,6 +506,15 @@ def test_the_dropped_queue_is_closed(core: Core) -> None:
     assert core.ledger.state_name() == "abandoned"
 
 
+def test_the_queue_is_dropped_when_a_process_that_is_started_has_its_slot(core: Core) -> None:
+    core.transact(core.ledger.open, PRODUCER, "there:1")
+    core.transact(core.close_queue)
+    assert core.transact(core.ledger.open_process, 0, lambda slot: None) == core.queue_slot
+    core.drop(core.queue_slot, 0)
+    assert core.ledger.head[HANDLE] == 0
+    assert core.ledger.state_name() == "abandoned"
+
+
 def test_a_handle_that_is_not_the_only_one_is_no_end(core: Core) -> None:
     core.ledger.head[HANDLE] = 0
     core.drop(core.queue_slot, 0)

@@ -1379,7 +1379,6 @@ def test_broken_for_no_known_reason(desk: Desk) -> None:
 
 def test_a_process_is_not_an_endpoint(desk: Desk) -> None:
     calls: tuple[Callable[[], object], ...] = (
-        lambda: desk.ledger.close(1, 100),
         lambda: desk.ledger.release_process(2),
         lambda: desk.ledger.assign(2, 2),
     )
@@ -1388,6 +1387,23 @@ def test_a_process_is_not_an_endpoint(desk: Desk) -> None:
         with pytest.raises(IllegalTransition):
             call()
         assert desk.snapshot() == before
+
+
+@pytest.mark.parametrize("pid", [0, 4])
+def test_a_process_in_the_slot_of_an_old_endpoint_is_not_that_endpoint(
+    desk: Desk, pid: int
+) -> None:
+    """0 is the number of the queue, and of a process that is being started; pids may be small."""
+    old = [desk.open(PRODUCER) for _ in range(4)][-1]
+    slot, number = (2, 0) if pid == 0 else (old.slot, old.number)
+    desk.ledger.close(slot, number)
+    assert desk.ledger.open_process(pid, lambda slot: None) == slot
+    before = desk.snapshot()
+    assert not desk.ledger.is_open(slot, number)
+    assert not desk.ledger.close(slot, number)
+    assert not desk.ledger.fail(slot, number, None)
+    assert not desk.ledger.take_over(slot, number, 0)
+    assert desk.snapshot() == before
 
 
 # At random, beside a model

@@ -606,9 +606,13 @@ class Ledger:
         return slot
 
     def is_open(self, slot: int, number: int) -> bool:
-        """Whether *slot* still is the endpoint of that *number*."""
+        """Whether *slot* still is the endpoint of that *number*.
+
+        A process may have the slot by now, and the same number: its pid, or 0 while it is started.
+        """
         base = slot * SLOT_SIZE
-        return self.cells[base + KIND] != FREE and self.cells[base + NUMBER] == number
+        kind = self.cells[base + KIND]
+        return kind not in (FREE, PROCESS) and self.cells[base + NUMBER] == number
 
     def take_over(self, slot: int, number: int, generation: int | None) -> bool:
         """This process takes the endpoint, if it is still to be had.
@@ -650,8 +654,6 @@ class Ledger:
         head, cells = self.head, self.cells
         base = slot * SLOT_SIZE
         kind = cells[base + KIND]
-        if kind not in (PRODUCER, CONSUMER, WORKER, QUEUE):
-            raise IllegalTransition(f"slot {slot} is a {KIND_NAMES[kind]}, which can't be closed")
         if slot in self.hands:
             self.fold()
             del self.hands[slot]
