@@ -857,6 +857,20 @@ def test_closed_and_foreign_ones_can_not_be_sent(parts: Parts) -> None:
         parts.maker.transact(parts.maker._send, *foreign, PRODUCER)
 
 
+def test_one_that_a_process_is_being_started_with_can_not_be_sent(parts: Parts) -> None:
+    """A pool hands its `initargs` to each of its processes."""
+    slot, number = parts.open(parts.maker, WORKER, used=False)
+    heir, life = parts.maker.transact(parts.maker._make_heir)
+    parts.maker.transact(parts.maker.ledger.assign, slot, heir)
+    text = (
+        rf"worker {number} belongs to a process that was started with it, which .* of its own, "
+        r"by get_worker\(\) or clone\(\)"
+    )
+    with pytest.raises(EndpointElsewhere, match=text):
+        parts.maker.transact(parts.maker._send, slot, number, WORKER)
+    os.close(life)
+
+
 def test_opening_a_pickle_of_a_queue_that_is_gone(parts: Parts) -> None:
     queue = IterableQueue[int]()
     things: list[Any] = [queue, queue.get_producer(), queue.get_consumer(), queue.get_worker()]

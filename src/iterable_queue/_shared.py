@@ -53,6 +53,7 @@ from iterable_queue._cells import (
     FLAGS,
     FORKED,
     HOLDER,
+    KIND_NAMES,
     LINEAGE,
     NUMBER,
     PROCESS,
@@ -486,13 +487,17 @@ class SharedCore(Core):
             return 0
         if not ledger.is_open(slot, number):
             raise EndpointElsewhere(
-                "a closed endpoint, or one that another process has taken, can't be handed on"
+                f"{KIND_NAMES[kind]} {number} has been closed by the process that took it and "
+                "can't be handed on; get another one from the queue"
             )
         view = ledger.view(slot)
         if not self.is_mine(view):
+            pid = self.pid_of(view.owner or view.maker)
             raise EndpointElsewhere(
-                f"the endpoint belongs to process {self.pid_of(view.owner)}, which alone can hand "
-                "it on; clone() one that is yours"
+                f"{KIND_NAMES[kind]} {number} belongs to "
+                f"{f'process {pid}' if pid else 'a process that was started with it'}, which alone "
+                "can hand it on. Give every process one of its own, by "
+                f"get_{KIND_NAMES[kind]}() or clone()"
             )
         base = slot * SLOT_SIZE
         if launch is not None:
