@@ -614,7 +614,11 @@ def test_a_child_that_never_ran(parts: Parts) -> None:
     os.close(fd)
     parts.look()
     (text,) = parts.failures()
-    assert "was given to a process that ended before it began to run" in text
+    assert text.startswith(
+        f"producer {number}, made at user.py:7, was given to a process that ended before it began "
+        "to run"
+    ), "it had no pid yet"
+    assert "`if __name__ == '__main__':`" in text, "what is forgotten most often"
 
 
 def test_the_dead_makers_queue_has_failed(parts: Parts) -> None:

@@ -399,10 +399,11 @@ class Core:
     def failure(self, view: SlotView, how: str, cause: BaseException | None) -> ProducerFailed:
         """The error that says how the endpoint ended."""
         process = self.name_of(view.owner or view.maker)
+        made = f"made at {view.text}" + (f" ({process})" if process else "")
         what = (
-            f"the queue made at {view.text} ({process})"
+            f"the queue {made}"
             if view.kind == QUEUE
-            else f"{KIND_NAMES[view.kind]} {view.number}, made at {view.text} ({process}),"
+            else f"{KIND_NAMES[view.kind]} {view.number}, {made},"
         )
         error = ProducerFailed(f"{what} {how}")
         error.__cause__ = cause
@@ -425,8 +426,9 @@ class Core:
         return view.number if view is not None and view.kind == PROCESS else 0
 
     def name_of(self, process: int) -> str:
-        """How messages call the process in that slot."""
-        return f"pid {self.pid_of(process)}"
+        """How messages call the process in that slot; empty where `pid_of` is 0."""
+        pid = self.pid_of(process)
+        return f"pid {pid}" if pid else ""
 
     # -- where things are ------------------------------------------------------------------------
 

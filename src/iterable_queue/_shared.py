@@ -345,7 +345,9 @@ class SharedCore(Core):
         how = (
             f"{how_it_ended(process.number)} without close()"
             if process.number
-            else "was given to a process that ended before it began to run"
+            else "was given to a process that ended before it began to run, for a reason that its "
+            "stderr shows. Under spawn and forkserver, start processes below "
+            "`if __name__ == '__main__':` only"
         )
         for view in self.ledger.views(PRODUCER, CONSUMER, WORKER, QUEUE):
             if view.owner == process.slot:
