@@ -102,6 +102,14 @@ def test_a_maxsize_that_is_not_positive_is_no_bound(make: Make, maxsize: int) ->
         assert not iq.full()
 
 
+@pytest.mark.parametrize("maxsize", [2**62, 2**63, 10**30])
+def test_a_maxsize_that_is_never_reached_is_a_maxsize(make: Make, maxsize: int) -> None:
+    iq = make(maxsize)
+    iq.get_producer().put_many(range(3))
+    assert iq.qsize() == 3
+    assert not iq.full()
+
+
 def test_maxsize_is_exact(make: Make) -> None:
     iq = make(2)
     out, source = iq.get_producer(), iq.get_consumer()
@@ -320,11 +328,13 @@ def test_timeout_must_be_a_number_that_is_not_negative(
 
 
 def test_timeout_is_checked_where_nothing_has_to_wait(iq: IterableQueue[Any]) -> None:
-    iq.get_producer().put(1)
-    source = iq.get_consumer()
+    out, source = iq.get_producer(), iq.get_consumer()
+    out.put(1)
     with pytest.raises(ValueError, match=r"^timeout must be"):
         source.get(timeout=-1)
     assert source.get(timeout=math.inf) == 1
+    out.put(2, timeout=10**400)
+    assert source.get(timeout=10**400) == 2
 
 
 def test_timeout_means_nothing_where_block_is_false(iq: IterableQueue[Any]) -> None:

@@ -73,7 +73,10 @@ def deadline_of(block: bool, timeout: float | None, monotonic: Callable[[], floa
     _check(timeout, (int, float), "timeout must be a number of seconds or None")
     if not timeout >= 0:
         raise ValueError(f"timeout must be 0 or more seconds, not {timeout!r}")
-    return monotonic() + timeout
+    try:
+        return monotonic() + timeout
+    except OverflowError:  # an int that is more than a float can hold
+        return math.inf
 
 
 class _Waiting:

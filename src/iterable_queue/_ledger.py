@@ -68,7 +68,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from queue import Empty
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from iterable_queue._cells import (
     ABANDONED,
@@ -150,6 +150,9 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+LARGEST: Final = (1 << 63) - 1
+"""The largest number that a cell holds."""
+
 
 class IllegalTransition(RuntimeError):
     """A bug in this library: a transition that the state machine does not have."""
@@ -194,7 +197,7 @@ class Ledger:
 
     def set_up(self, maxsize: int, *, cancel: bool = False, redeliver: bool = False) -> None:
         """Once, by the queue's maker, before anybody else knows of it."""
-        self.head[MAXSIZE] = self._maxsize = maxsize
+        self.head[MAXSIZE] = self._maxsize = min(maxsize, LARGEST)  # which nobody can tell apart
         self.head[CANCEL_ON_FAILURE] = cancel
         self.head[REDELIVER] = redeliver
         self.head[HIGHEST] = self.channel.size()
