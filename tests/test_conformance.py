@@ -40,6 +40,8 @@ from iterable_queue.testing import (
     ProcessContext,
     Promise,
     Report,
+    check_consumer,
+    check_producer,
     check_queue,
     promises,
 )
@@ -171,6 +173,13 @@ def test_selection() -> None:
         check_queue(IterableQueue.threaded, skip=["nonsense"])
     with pytest.raises(ValueError, match="deadline_s must be above 0 seconds, not 0"):
         check_queue(IterableQueue.threaded, deadline_s=0)
+    with pytest.raises(TypeError, match="deadline_s must be a number of seconds, not '1'"):
+        check_queue(IterableQueue.threaded, deadline_s="1")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="are collections of names, not the text 'items_arrive'"):
+        check_queue(IterableQueue.threaded, only="items_arrive")
+    for check in (check_queue, check_producer, check_consumer):
+        with pytest.raises(TypeError, match="make must be a function, not None"):
+            check(None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("promise", promises(), ids=lambda promise: promise.name)

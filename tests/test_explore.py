@@ -14,7 +14,8 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -939,11 +940,64 @@ def test_what_is_sampled_is_shrunk() -> None:
         ({"spurious": -1}, ValueError, "spurious must be 0 or more"),
         ({"seconds": 0}, ValueError, "seconds must be more than 0"),
         ({"patience": "1"}, TypeError, "patience must be a number of seconds"),
+        ({"seed": "x"}, TypeError, "seed must be an int"),
+        ({"replay": 5}, ReplayError, "'?5'? is not a replay string"),
     ],
 )
 def test_arguments_are_checked(options: Any, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         explore(deadlocking, **options)
+
+
+def test_what_is_no_scenario_is_refused() -> None:
+    with pytest.raises(TypeError, match="scenario must be a function, not None"):
+        explore(None)  # type: ignore[arg-type]
+
+    def returns(result: object) -> Any:
+        def scenario(sim: Simulation) -> object:
+            deadlocking(sim)
+            return result
+
+        return scenario
+
+    async def coroutine(sim: Simulation) -> None:
+        deadlocking(sim)
+
+    def generator(sim: Simulation) -> Iterator[None]:
+        deadlocking(sim)
+        yield
+
+    with pytest.raises(TypeError, match=r"that checks the end state, or None, not 5$"):
+        explore(returns(5))
+    for scenario in (coroutine, generator):
+        untyped: Any = scenario
+        with pytest.raises(TypeError, match=f"not <.*{scenario.__name__}.*neither async nor a gen"):
+            explore(untyped)
+
+
+def test_what_is_left_of_an_exploration_says_so() -> None:
+    left: list[Any] = []
+
+    def scenario(sim: Simulation) -> None:
+        iq: IterableQueue[int] = sim.queue(threaded=True)
+        left[:] = sim, iq, iq.get_producer(), iq.get_consumer()
+        for n in range(2):
+            sim.spawn(iq.get_producer().close, name=f"closes {n}")
+
+    explore(scenario, schedules=3)
+    sim, iq, out, source = left
+    calls: tuple[Callable[[], object], ...] = (
+        sim.queue,
+        iq.get_producer,
+        iq.statistics,
+        partial(out.put, 1),
+        partial(source.get, timeout=1),
+    )
+    for call in calls:
+        with pytest.raises(RuntimeError, match="has done with this schedule: what sim made can be"):
+            call()
+    with pytest.raises(RuntimeError, match="spawned by the scenario"):
+        sim.spawn(out.close)
 
 
 def test_the_simulation_checks_its_arguments() -> None:
@@ -957,6 +1011,11 @@ def test_the_simulation_checks_its_arguments() -> None:
         iq = sim.queue(threaded=True)
         with pytest.raises(ValueError, match="is a thread"):
             sim.may_kill(sim.spawn(produce, iq.get_producer(), 1))
+        with pytest.raises(TypeError, match="function must be a function, not 5"):
+            sim.spawn(5)  # type: ignore[arg-type]
+        for call in (sim.may_kill, sim.may_fail):
+            with pytest.raises(TypeError, match=r"actor must be what sim\.spawn\(\) .*, not 'x'"):
+                call("x")  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="not of a queue that sim"):
             sim.spawn(produce, IterableQueue[int].threaded().get_producer(), 1)
         again = sim.spawn(produce, iq.get_producer(), 1)

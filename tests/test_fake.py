@@ -478,7 +478,15 @@ def test_the_clock_can_be_put_forward_and_shared() -> None:
     for wrong in (-1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="seconds"):
             clock.advance(wrong)
+    with pytest.raises(TypeError, match="seconds must be a number of seconds, not '1'"):
+        clock.advance("1")  # type: ignore[arg-type]
     assert clock.now == 3.5
+
+
+@pytest.mark.parametrize("clock", [5, 0, time.monotonic])
+def test_a_clock_must_be_a_virtual_one(clock: Any) -> None:
+    with pytest.raises(TypeError, match="clock must be a VirtualClock, not"):
+        FakeQueue[int](clock=clock)
 
 
 def poll_get(fake: FakeQueue[int], n: int) -> None:

@@ -692,6 +692,8 @@ def test_what_can_not_be_raced() -> None:
     iq = IterableQueue[int].threaded()
     with pytest.raises(ValueError, match="above 0"):
         races(iq, timeout=0)
+    with pytest.raises(TypeError, match="timeout must be a number of seconds, not '1'"):
+        races(iq, timeout="1")  # type: ignore[arg-type]
     race = races(iq)
     with pytest.raises(RaceError, match="over"):
         _ = race.history

@@ -100,6 +100,17 @@ def check_bool(value: object, name: str) -> None:
     _check(value, bool, f"{name} must be a bool")
 
 
+def check_callable(value: object, name: str) -> None:
+    """Raises TypeError, with the argument's name, unless *value* can be called."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a function, not {value!r}")
+
+
+def check_seconds(value: object, name: str) -> None:
+    """Raises TypeError, with the argument's name, unless *value* is a number."""
+    _check(value, (int, float), f"{name} must be a number of seconds")
+
+
 def check_options(maxsize: object, on_failure: object, redeliver: object) -> None:
     """Raises TypeError or ValueError unless these are what a queue can be made with."""
     check_int(maxsize, "maxsize")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
+from iterable_queue._core import check_callable, check_seconds
 from iterable_queue._protocols import Consumer, Producer, Statistics, Worker
 
 if TYPE_CHECKING:
@@ -231,7 +232,8 @@ def check_queue(
     Raises:
         ConformanceError: promises were broken; it names all of them.
         ValueError: *only* or *skip* names no promise, or *deadline_s* is not above 0.
-        TypeError: *processes* has no `Process`, or was given with `threads=False`.
+        TypeError: *processes* has no `Process`, or was given with `threads=False`; *make* is no
+            function, or *only* or *skip* a text.
     """
     if processes is not None and not callable(getattr(processes, "Process", None)):
         raise TypeError(
@@ -322,10 +324,15 @@ def _check(
 ) -> Report:
     from iterable_queue.testing import _stage
 
+    check_callable(make, "make")
+    for names_given in (only, skip):
+        if isinstance(names_given, str):
+            raise TypeError(f"only and skip are collections of names, not the text {names_given!r}")
     names = {promise.name for promise in known}
     unknown = sorted({*(only or ()), *skip} - names)
     if unknown:
         raise ValueError(f"no promises: {unknown}; there are {sorted(names)}")
+    check_seconds(deadline_s, "deadline_s")
     if not deadline_s > 0:
         raise ValueError(f"deadline_s must be above 0 seconds, not {deadline_s!r}")
     items = tuple(items)

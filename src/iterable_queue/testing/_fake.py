@@ -37,7 +37,7 @@ from iterable_queue._cells import (
 )
 from iterable_queue._channel import Hand
 from iterable_queue._channels.threads import ThreadChannel
-from iterable_queue._core import Core, check_bool, check_options
+from iterable_queue._core import Core, check_bool, check_options, check_seconds
 from iterable_queue._errors import (
     Done,
     EndpointElsewhere,
@@ -105,6 +105,7 @@ class VirtualClock:
 
     def advance(self, seconds: float) -> None:
         """Let *seconds* pass (0 or more, and finite; else ValueError)."""
+        check_seconds(seconds, "seconds")
         if not 0 <= seconds < math.inf:
             raise ValueError(f"seconds must be 0 or more, and finite, not {seconds!r}")
         self._now += seconds
@@ -431,6 +432,11 @@ def _help(endpoint: _endpoints.Endpoint | None) -> str:
     return "take an item" if endpoint.kind == PRODUCER else "put an item or close what is open"
 
 
+def _check_clock(clock: object) -> None:
+    if clock is not None and not isinstance(clock, VirtualClock):
+        raise TypeError(f"clock must be a VirtualClock, not {clock!r}")
+
+
 def _fake_core(
     underneath: Any,
     maxsize: int,
@@ -514,6 +520,7 @@ class FakeQueue(IterableQueue[T]):
     ) -> None:
         check_options(maxsize, on_failure, redeliver)
         check_bool(pickled, "pickled")
+        _check_clock(clock)
         core = _fake_core(
             queues.Queue(),
             max(maxsize, 0),

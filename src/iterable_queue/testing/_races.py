@@ -28,7 +28,7 @@ from typing import Any, Final, Self, cast
 
 from iterable_queue import _cells as cells_
 from iterable_queue._cells import KIND_NAMES, WATCHED
-from iterable_queue._core import Core
+from iterable_queue._core import Core, check_seconds
 from iterable_queue._endpoints import Endpoint
 from iterable_queue._protocols import Consumer, Producer, Worker
 from iterable_queue._queue import IterableQueue
@@ -66,6 +66,7 @@ def races(iq: IterableQueue[Any], *, timeout: float = TIMEOUT_S) -> Races:
         raise TypeError(
             f"races are between real threads or processes, on an IterableQueue, not on {iq!r}"
         )
+    check_seconds(timeout, "timeout")
     if not timeout > 0:
         raise ValueError(f"timeout must be above 0 seconds, not {timeout!r}")
     return Races(iq, timeout)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
-from iterable_queue._core import check_int
+from iterable_queue._core import check_callable, check_int, check_seconds
 from iterable_queue.testing._explore._errors import (
     LOOK_FOR,
     Nondeterministic,
@@ -136,7 +136,10 @@ def explore(
     from iterable_queue.testing._explore._search import SHARE, Budget, Found, Search
     from iterable_queue.testing._explore._shrink import Shrinker
 
+    check_callable(scenario, "scenario")
     _check_arguments(preemptions, schedules, samples, seconds, steps, spurious, patience)
+    if seed is not None:
+        check_int(seed, "seed")
     named = getattr(scenario, "func", scenario)  # of a functools.partial
     name = getattr(named, "__qualname__", "scenario").rpartition(".")[2]
     if seed is None:
@@ -254,7 +257,6 @@ def _check_arguments(
         if value < least:
             raise ValueError(f"{name} must be {least} or more, not {value}")
     for name, number in (("seconds", seconds), ("patience", patience)):
-        if not isinstance(number, (int, float)):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"{name} must be a number of seconds, not {number!r}")
+        check_seconds(number, name)
         if not number > 0:
             raise ValueError(f"{name} must be more than 0 seconds, not {number!r}")

@@ -271,6 +271,8 @@ class Schedule:
         self.current: Actor = self.main
         self.last: Actor | None = None
         self.over: bool = False
+        self.gone: bool = False
+        """The call of the scenario, its actors and its check have ended."""
         self.pruned: bool = False
         """It was given up because its continuation was explored before."""
         self.problem: Problem | None = None
@@ -298,6 +300,7 @@ class Schedule:
         self._finished = threading.Lock()
         self._finished.acquire()
         self._ended = False
+        self._home = threading.get_ident()
 
     # -- points ----------------------------------------------------------------------------------
 
@@ -305,6 +308,11 @@ class Schedule:
         """The current actor is about to do something. Returns when it may, with what happens."""
         me = self.current
         if self.over or me.dead:
+            if self.gone and threading.get_ident() == self._home:
+                raise RuntimeError(
+                    "the exploration has done with this schedule: what sim made can be used in "
+                    "that one call of the scenario, by its actors and in its check, not afterwards"
+                )
             raise Ending
         if me is self.main:
             return self._point_of_scenario(kind, target, deadline_ns)

@@ -6,10 +6,11 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import partial
+from types import CoroutineType, GeneratorType
 from typing import Any, Literal, TypeVar, cast
 
 from iterable_queue._cells import FLAGS, HANDLE, QUEUE, SLOT_SIZE, USED
-from iterable_queue._core import check_bool, check_exception, check_int
+from iterable_queue._core import check_bool, check_callable, check_exception, check_int
 from iterable_queue._endpoints import Endpoint
 from iterable_queue._errors import EndpointElsewhere
 from iterable_queue._queue import IterableQueue, new_handle
@@ -118,8 +119,9 @@ class Simulation:
             TypeError: an endpoint that was used in the scenario can't be passed on.
             EndpointElsewhere: the endpoint was given to another actor.
         """
-        if self._schedule.current is not self._schedule.main:
+        if self._schedule.current is not self._schedule.main or self._schedule.gone:
             raise RuntimeError("actors are spawned by the scenario, before any of them runs")
+        check_callable(function, "function")
         base = name or getattr(function, "__name__", "actor").strip("<>")
         unique, count = base, 1
         while unique in self._names:
@@ -143,6 +145,7 @@ class Simulation:
             actor: what `spawn` returned.
             inside: it may also die inside the library's lock, between any two stores.
         """
+        _check_actor(actor)
         check_bool(inside, "inside")
         if actor.threaded:
             raise ValueError(f"{actor.name} is a thread, which can't be killed by itself")
@@ -155,6 +158,7 @@ class Simulation:
 
         The default is an `Injected`. If it ends the actor, that does not fail the schedule.
         """
+        _check_actor(actor)
         if error is not None:
             check_exception(error)
         actor.fallible = actor.error = error or Injected("injected by sim.may_fail")
@@ -170,6 +174,7 @@ class Simulation:
         for actor in self._schedule.actors:
             actor.cores.clear()
         self._kept.clear()
+        self._schedule.gone = True
 
     # -- handing over ----------------------------------------------------------------------------
 
@@ -213,6 +218,21 @@ class Simulation:
             core = actor.cores[shared] = SimulatedCore(shared, actor)
             core.join_in()
         return core
+
+
+def _check_actor(actor: object) -> None:
+    if not isinstance(actor, Actor):
+        raise TypeError(f"actor must be what sim.spawn() returned, not {actor!r}")
+
+
+def _check_result(result: object) -> None:
+    if result is None or callable(result):
+        return
+    text = f"a scenario returns a function that checks the end state, or None, not {result!r}"
+    if isinstance(result, (CoroutineType, GeneratorType)):
+        text += ": it is called as it is, so it can be neither async nor a generator"
+        result.close()  # or it would be said to have never been awaited
+    raise TypeError(text)
 
 
 def _assign(core: SimulatedCore, endpoint: Endpoint, process: int) -> None:
@@ -279,6 +299,7 @@ def run_once(
     try:
         try:
             check = scenario(simulation)
+            _check_result(check)
         except BaseException:
             if schedule.problem is not None:
                 return schedule

@@ -47,7 +47,7 @@ def encode(tape: list[Choice]) -> str:
 
 def decode(replay: str) -> list[Choice]:
     """The tape of a replay string. Raises `ReplayError` if it is none of this version."""
-    version, _, rest = replay.strip().partition("-")
+    version, _, rest = str(replay).strip().partition("-")
     check, _, text = rest.partition("-")
     if version != VERSION or not check:
         raise ReplayError(
