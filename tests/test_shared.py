@@ -741,6 +741,21 @@ def drain(parts: Parts) -> list[tuple[bytes, int]]:
     return found
 
 
+@pytest.mark.parametrize("has_put", [False, True])
+def test_a_dead_worker_that_never_asked_has_failed_if_it_put(
+    redelivering: Parts, has_put: bool
+) -> None:
+    """Its work is done by others, but nobody knows what else it was about to put."""
+    other = redelivering.join()
+    slot, number = redelivering.open(other, WORKER)
+    if has_put:
+        other.ledger.put(slot, number, b"root", True)
+    redelivering.die(other)
+    redelivering.look()
+    assert len(redelivering.failures()) == has_put
+    assert redelivering.maker.ledger.head[cells_.BUSY] == 0
+
+
 def test_what_is_in_hand_is_written_to_a_file(redelivering: Parts) -> None:
     other, slot = in_hand(redelivering, [b"a", b"b"])
     with open(f"{redelivering.address.path}/h{slot}", "rb") as file:

@@ -84,6 +84,7 @@ STARTED: Final = 4  # given to a process as that was started
 SENT: Final = 8  # pickled in some other way
 FORKED: Final = 16  # a child was forked while it was untaken
 DROPPED_COPY: Final = 32  # the copy in the process that last had it was dropped
+HAS_PUT: Final = 64  # a worker that has put something before it called get
 
 
 class SlotView(NamedTuple):

@@ -377,13 +377,20 @@ class Core:
     def bury_endpoint(self, view: SlotView, how: str) -> None:
         """End an endpoint whose process has died. Called with the lock held.
 
-        What a consumer had in hand is handed out again if the queue redelivers, or lost.
+        What a consumer had in hand is handed out again if the queue redelivers, or lost. Where it
+        redelivers, a worker has failed only if the tries have run out, or if it had begun to put
+        before it asked for anything.
         """
         ledger = self.ledger
-        cut_short = view.kind == WORKER and bool(view.flags & cells_.UNASKED)
+        redelivers = ledger.head[cells_.REDELIVER]
+        cut_short = (
+            view.kind == WORKER
+            and bool(view.flags & cells_.UNASKED)
+            and (not redelivers or bool(view.flags & cells_.HAS_PUT))
+        )
         if view.in_hand:
             lost = view.in_hand
-            if ledger.head[cells_.REDELIVER] and not ledger.head[cells_.STATE] & CANCELLED:
+            if redelivers and not ledger.head[cells_.STATE] & CANCELLED:
                 lost = self._redeliver(view)
             if lost:
                 ledger.lose(view.slot, lost)

@@ -92,6 +92,7 @@ from iterable_queue._cells import (
     GENERATION,
     HAD,
     HANDLE,
+    HAS_PUT,
     HIGHEST,
     HOLDER,
     IN_HAND,
@@ -239,6 +240,9 @@ class Ledger:
             if worker:
                 if self.drained():
                     raise ProducerClosed("the queue is done: a worker may put only while it is not")
+                flags = self.cells[slot * SLOT_SIZE + FLAGS]
+                if flags & UNASKED:
+                    self.cells[slot * SLOT_SIZE + FLAGS] = flags | HAS_PUT
             elif self._maxsize and self.channel.size() >= self._maxsize:
                 return False
             self.channel.append(payload, number)
