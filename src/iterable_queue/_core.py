@@ -153,6 +153,8 @@ class Core:
     """For threads: what `watch` calls."""
     exists_outside = True
     """Whether forks and the end of this process concern it: not a queue of an exploration."""
+    endpoint_set: Callable[[], Any] = WeakSet
+    """Makes what `endpoints` is."""
     queue_slot = 2
     """The slot of the queue itself: the second to be opened, after that of its maker's process."""
 
@@ -162,7 +164,7 @@ class Core:
         self.elsewhere: bool = False
         self._nameless_at = 0.0
         """When the lock was last found busy with nobody's name on it, and not had since."""
-        self.endpoints: WeakSet[Endpoint] = WeakSet()
+        self.endpoints: WeakSet[Endpoint] = self.endpoint_set()
         self._pid = os.getpid()
         self._dropped: deque[tuple[int, int]] = deque()
         if self.exists_outside:

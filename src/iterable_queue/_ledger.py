@@ -67,6 +67,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from queue import Empty
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
@@ -157,6 +158,15 @@ LARGEST: Final = (1 << 63) - 1
 
 class IllegalTransition(RuntimeError):
     """A bug in this library: a transition that the state machine does not have."""
+
+
+@lru_cache(maxsize=64)
+def _words(text: str) -> tuple[int, ...]:
+    """The cells of a slot from TEXT on that say *text*, or its end."""
+    room = (SLOT_SIZE - TEXT) * 8
+    raw = text.encode("utf-8", "replace")
+    raw = (b"..." + raw[3 - room :] if len(raw) > room else raw).ljust(room, b"\0")
+    return tuple(int.from_bytes(raw[i : i + 8], "little", signed=True) for i in range(0, room, 8))
 
 
 class Ledger:
@@ -605,11 +615,8 @@ class Ledger:
         base = slot * SLOT_SIZE
         for field in range(1, SLOT_SIZE):
             cells[base + field] = 0
-        room = (SLOT_SIZE - TEXT) * 8
-        raw = text.encode("utf-8", "replace")
-        raw = (b"..." + raw[3 - room :] if len(raw) > room else raw).ljust(room, b"\0")
-        for i in range(0, room, 8):
-            cells[base + TEXT + i // 8] = int.from_bytes(raw[i : i + 8], "little", signed=True)
+        for field, word in enumerate(_words(text), base + TEXT):
+            cells[field] = word
         return slot
 
     def is_open(self, slot: int, number: int) -> bool:

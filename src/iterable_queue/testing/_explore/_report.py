@@ -147,7 +147,7 @@ class Rows:
 
     def pending(self, actor: Actor) -> None:
         """*actor* is at a point; its last step is complete."""
-        frame = outermost_call()
+        frame = outermost_call(2)
         known = self._calls.get(actor.index)
         row = self._row_of(actor)
         if frame is None:

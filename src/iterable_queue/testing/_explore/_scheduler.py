@@ -29,6 +29,7 @@ import sys
 import threading
 from collections.abc import Callable
 from enum import IntEnum
+from itertools import compress
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -226,29 +227,62 @@ class Recorder(Protocol):
         ...
 
 
+class Sorts:
+    """The sorts of transitions in an exploration: those of one actor with the same footprint.
+
+    There are few, and many transitions, so which depend on each other is found out once.
+    """
+
+    def __init__(self) -> None:
+        self._sorts: dict[tuple[int, int, int], int] = {}
+        self._related: list[bytearray] = []
+
+    def related(self, reads: int, writes: int, actor: int) -> tuple[int, bytearray]:
+        """The number of a sort, and 1 or 0 for each sort: whether the two don't commute."""
+        key = reads, writes, actor
+        found = self._sorts.get(key)
+        if found is not None:
+            return found, self._related[found]
+        sort = len(self._sorts)
+        related = bytearray()
+        either = reads | writes
+        for (its_reads, its_writes, its_actor), row in zip(self._sorts, self._related, strict=True):
+            depends = its_actor == actor or its_writes & either or its_reads & writes
+            row.append(1 if depends else 0)
+            related.append(row[-1])
+        related.append(1)
+        self._sorts[key] = sort
+        self._related.append(related)
+        return sort, related
+
+
 class History:
     """Which state a schedule has come to, as a number: see "Reduction" in `_search`.
 
     Attributes:
-        events: of each transition: its footprint, its actor, and the number of its past.
+        sorts, numbers: of each transition: its sort, and a number that follows from its past.
         state: the same for every order of these transitions that makes no difference.
     """
 
-    __slots__ = ("events", "state")
+    __slots__ = ("_known", "numbers", "sorts", "state")
 
-    def __init__(self, events: list[tuple[int, int, int, int]], state: int) -> None:
-        self.events: list[tuple[int, int, int, int]] = events
+    def __init__(self, known: Sorts, sorts: list[int], numbers: list[int], state: int) -> None:
+        self.sorts: list[int] = sorts
+        self.numbers: list[int] = numbers
         self.state: int = state
+        self._known = known
+
+    def begun(self, count: int, state: int) -> History:
+        """A history that begins with the first *count* transitions of this one."""
+        return History(self._known, self.sorts[:count], self.numbers[:count], state)
 
     def add(self, actor: int, variant: Variant, died_at: int, reads: int, writes: int) -> None:
         """One more transition has ended."""
-        either = reads | writes
-        past = 0
-        for its_reads, its_writes, its_actor, number in self.events:
-            if its_actor == actor or its_writes & either or its_reads & writes:
-                past += number
+        sort, related = self._known.related(reads, writes, actor)
+        past = sum(compress(self.numbers, map(related.__getitem__, self.sorts)))
         number = hash((actor, variant, died_at, past))
-        self.events.append((reads, writes, actor, number))
+        self.sorts.append(sort)
+        self.numbers.append(number)
         self.state += number
 
 
@@ -343,7 +377,7 @@ class Schedule:
             if self.over:
                 raise Ending
         variant = me.variant
-        if variant == RUN:
+        if variant is RUN:
             return variant
         return self._resume(me, variant)
 
@@ -375,7 +409,7 @@ class Schedule:
 
     def _point_of_scenario(self, kind: Kind, target: Any, deadline_ns: int | None) -> Variant:
         """The scenario runs by itself, before and after the actors; nothing is decided."""
-        if kind != SLEEP or target.tokens:
+        if kind is not SLEEP or target.tokens:
             return RUN
         if deadline_ns is not None:
             self.clock_ns = max(self.clock_ns, deadline_ns)
@@ -412,10 +446,10 @@ class Schedule:
         runnable: list[Actor] = []
         for actor in self.live:
             kind = actor.kind
-            if kind == SLEEP:
+            if kind is SLEEP:
                 if not actor.target.tokens:
                     continue
-            elif kind == LOCK:
+            elif kind is LOCK:
                 holder = actor.target.holder
                 if holder is not None and not holder.dead:
                     continue
@@ -458,7 +492,8 @@ class Schedule:
         self.last = self.current = actor
         actor.variant = variant
         actor.yielded = False
-        self.reads = self.writes = 0 if variant == RUN and actor.kind != CHECKPOINT else EVERYTHING
+        own = variant is RUN and actor.kind is not CHECKPOINT
+        self.reads = self.writes = 0 if own else EVERYTHING
         self.died_at = 0
         if self.recorder is not None:
             self.recorder.begins(actor, variant)

@@ -50,7 +50,6 @@ from __future__ import annotations
 
 import random
 import time
-from copy import copy
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -63,6 +62,7 @@ from iterable_queue.testing._explore._scheduler import (
     Pool,
     Problem,
     Schedule,
+    Sorts,
 )
 from iterable_queue.testing._explore._simulated import SimulatedLock
 from iterable_queue.testing._explore._simulation import Scenario, run_once
@@ -84,33 +84,34 @@ class Node:
         costs: what each alternative costs; of the choice whether an actor dies, nothing.
         chosen: the one that was explored first.
         spent: preemptions up to here.
-        events, known, state: of the history up to here, the first *known* events count. None:
-            it is to be made up again, to save memory.
+        history, known, state: of the history, the first *known* transitions are those up to here.
+            None: it is to be made up again, to save memory.
     """
 
-    __slots__ = ("at", "chosen", "costs", "events", "known", "spent", "state", "tape")
+    __slots__ = ("at", "chosen", "costs", "history", "known", "spent", "state", "tape")
 
-    def __init__(self, tape: list[Choice], schedule: Schedule, costs: list[int]) -> None:
+    def __init__(
+        self,
+        tape: list[Choice],
+        at: int,
+        costs: list[int],
+        spent: int,
+        history: History | None = None,
+    ) -> None:
         self.tape = tape
-        self.at = len(tape)
+        self.at = at
         self.costs = costs
         self.chosen = 0
-        self.spent = schedule.preemptions
-        history = schedule.history
-        self.events: list[tuple[int, int, int, int]] | None = None
+        self.spent = spent
+        self.history = history
         self.known = self.state = 0
         if history is not None:
-            self.events, self.known, self.state = (
-                history.events,
-                len(history.events),
-                history.state,
-            )
+            self.known = len(history.numbers)
+            self.state = history.state
 
     def light(self) -> Node:
         """The same, for a task that has to wait long: without the history."""
-        other = copy(self)
-        other.events = None
-        return other
+        return Node(self.tape, self.at, self.costs, self.spent)
 
 
 class Task(NamedTuple):
@@ -206,7 +207,11 @@ class Branching(Taped):
     """
 
     def __init__(
-        self, task: Task | None, bound: float, visited: dict[tuple[int, int], int] | None
+        self,
+        task: Task | None,
+        bound: float,
+        visited: dict[tuple[int, int], int] | None,
+        sorts: Sorts,
     ) -> None:
         prefix = None
         if task is not None:
@@ -217,47 +222,58 @@ class Branching(Taped):
         self._task = task
         self._bound = bound
         self._visited = visited
+        self._sorts = sorts
         self.nodes: list[Node] = []
         self.redundant = False
         """The schedule was given up because it came to a state that was explored before."""
 
     def begin(self, schedule: Schedule) -> None:
-        if self._visited is not None and (self._task is None or self._task.node.events is None):
-            schedule.history = History([], 0)
+        if self._visited is not None and (self._task is None or self._task.node.history is None):
+            schedule.history = History(self._sorts, [], [], 0)
 
     def arrive(self, schedule: Schedule, at: int) -> None:
         if self._task is None or self._visited is None or at != len(self.prefix) - 1:
             return
         node = self._task.node
-        if node.events is not None:
-            schedule.history = History(node.events[: node.known], node.state)
+        if node.history is not None:
+            schedule.history = node.history.begun(node.known, node.state)
 
     def is_known(self, schedule: Schedule, alternatives: list[Alternative]) -> bool:
         if schedule.history is None or self._visited is None or len(self.tape) < len(self.prefix):
             return False
         last = schedule.last
-        # Who ran last matters only to what it costs to leave it.
-        goes_on = any(actor is last for actor, variant, _ in alternatives if variant == RUN)
-        key = schedule.history.state, last.index if last is not None and goes_on else -1
-        before = self._visited.get(key)
-        if before is not None and before <= schedule.preemptions:
+        who = -1  # who ran last matters only to what it costs to leave it
+        if last is not None:
+            for actor, variant, _ in alternatives:
+                if actor is last and variant is RUN:
+                    who = last.index
+                    break
+        key = schedule.history.state, who
+        spent = schedule.preemptions
+        if self._visited.get(key, spent + 1) <= spent:
             self.redundant = True
             return True
-        self._visited[key] = schedule.preemptions
+        self._visited[key] = spent
         return False
 
     def pick(self, schedule: Schedule, alternatives: list[Alternative]) -> int:
         if self.is_known(schedule, alternatives):
             return -1
         costs = [cost for _, _, cost in alternatives]
-        node = Node(self.tape, schedule, costs)
+        spent = schedule.preemptions
+        node = Node(self.tape, len(self.tape), costs, spent, schedule.history)
         self.nodes.append(node)
-        room = self._bound - schedule.preemptions
-        node.chosen = next((index for index, cost in enumerate(costs) if cost <= room), -1)
-        return node.chosen
+        for index, cost in enumerate(costs):
+            if spent + cost <= self._bound:
+                node.chosen = index
+                return index
+        node.chosen = -1
+        return -1
 
     def pick_death(self, schedule: Schedule) -> int:
-        self.nodes.append(Node(self.tape, schedule, [0, 0]))
+        self.nodes.append(
+            Node(self.tape, len(self.tape), [0, 0], schedule.preemptions, schedule.history)
+        )
         return 0
 
 
@@ -367,6 +383,7 @@ class Search:
         self._patience_s = patience_s
         self._reduce = reduce
         self._visited: dict[tuple[int, int], int] = {}
+        self._sorts = Sorts()
         self._pool = Pool()
         self._locks: list[SimulatedLock] = []
 
@@ -429,7 +446,8 @@ class Search:
         limit: float,
         budget: Budget,
     ) -> Found | None:
-        chooser = Branching(tasks.pop(), bound, self._visited if self._reduce else None)
+        visited = self._visited if self._reduce else None
+        chooser = Branching(tasks.pop(), bound, visited, self._sorts)
         schedule = self.run(chooser)
         if chooser.misfit:
             raise Nondeterministic(
@@ -445,16 +463,19 @@ class Search:
         elif chooser.redundant:
             self.redundant += 1
         for node in chooser.nodes:
-            light = node.light()
-            for index in reversed(range(len(node.costs))):
-                if index != node.chosen:
-                    total = node.spent + node.costs[index]
-                    if total <= bound:
-                        tasks.append(Task(node, index))
-                    elif total <= limit:
-                        by_cost.setdefault(total, []).append(Task(light, index))
-                    else:
-                        by_cost.setdefault(total, [])  # nobody will, but there is something
+            light: Node | None = None
+            chosen, spent = node.chosen, node.spent
+            for index in range(len(node.costs) - 1, -1, -1):
+                if index == chosen:
+                    continue
+                total = spent + node.costs[index]
+                if total <= bound:
+                    tasks.append(Task(node, index))
+                elif total <= limit:
+                    light = light or node.light()
+                    by_cost.setdefault(total, []).append(Task(light, index))
+                elif total not in by_cost:
+                    by_cost[total] = []  # nobody will, but there is something
         return None
 
     def sample(self, seed: int, budget: Budget, samples: int | None) -> Found | None:

@@ -26,7 +26,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from queue import Queue, SimpleQueue
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -95,6 +95,9 @@ SLOT_BITS: Final = HEAD_SIZE + 8
 SHARED_CELLS: Final = (STATE, WAIT_ITEM, WAIT_ROOM)
 """The cells of a queue for threads that are read without the lock."""
 
+USERS, TESTING, LIBRARY = range(3)
+"""Whose code a module is."""
+
 _plain: Any = list
 _get: Callable[[Any, Any], Any] = _plain.__getitem__
 _set: Callable[[Any, Any, Any], None] = _plain.__setitem__
@@ -119,6 +122,11 @@ class QuietCells(list[int]):
         """From here on, what is read and changed counts."""
         cells: Any = self
         cells.__class__ = kind
+
+    def quiet(self) -> None:
+        """From here on, nothing counts any more."""
+        cells: Any = self
+        cells.__class__ = QuietCells
 
 
 class Cells(QuietCells):
@@ -151,6 +159,10 @@ class Cells(QuietCells):
         self.schedule.reads |= bits
 
 
+_read = Cells.__getitem__
+_store = Cells.__setitem__
+
+
 class ThreadCells(Cells):
     """The head of a queue for threads, parts of which are read without the lock."""
 
@@ -159,12 +171,12 @@ class ThreadCells(Cells):
     def __getitem__(self, index: Any) -> Any:
         if index in SHARED_CELLS and self.lock.holder is not self.schedule.current:
             self.lock.thread_point(STEP)
-        return super().__getitem__(index)
+        return _read(self, index)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         if index in SHARED_CELLS and _get(self, index) != value and not self.schedule.over:
             self.lock.thread_point(STEP)
-        super().__setitem__(index, value)
+        _store(self, index, value)
 
 
 class SimulatedLock:
@@ -229,8 +241,10 @@ class SimulatedLock:
         """A point on a queue for threads, where what user code shares counts as well."""
         schedule = self.schedule
         actor = schedule.current
+        if actor is schedule.main and not schedule.over:
+            return  # the scenario or its check, for which nothing is decided here
         actor.threaded = True
-        frame = outermost_call()
+        frame = outermost_call(3)
         if frame is not actor.call:
             actor.call = frame
             schedule.writes |= USER
@@ -241,20 +255,25 @@ class SimulatedLock:
             schedule.writes |= self.bit
 
 
-def outermost_call() -> FrameType | None:
-    """The frame of the library's that user code called."""
-    frame: FrameType | None = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
+def outermost_call(depth: int) -> FrameType | None:
+    """The frame of the library's that user code called, looked for from *depth* frames up."""
+    frame: FrameType | None = sys._getframe(depth)  # pyright: ignore[reportPrivateUsage]
     found = None
     while frame is not None:
-        name: str = frame.f_globals.get("__name__", "")
-        if name == "iterable_queue" or (
-            name.startswith("iterable_queue.") and not name.startswith("iterable_queue.testing.")
-        ):
+        whose = _whose(frame.f_globals.get("__name__", ""))
+        if whose == LIBRARY:
             found = frame
-        elif found is not None and not name.startswith("iterable_queue.testing."):
+        elif found is not None and whose == USERS:
             break
         frame = frame.f_back
     return found
+
+
+@cache  # asked for each frame of each point
+def _whose(module: str) -> int:
+    if module.startswith("iterable_queue.testing."):
+        return TESTING
+    return LIBRARY if f"{module}.".startswith("iterable_queue.") else USERS
 
 
 class SimulatedSemaphore:
@@ -355,6 +374,11 @@ class SimulatedRuntime:
         """The actors begin to run."""
         cast("QuietCells", self.head).loud(ThreadCells if self._lock.threaded else Cells)
         self._slots.loud(Cells)
+
+    def quiet(self) -> None:
+        """They have ended."""
+        cast("QuietCells", self.head).quiet()
+        self._slots.quiet()
 
     def now(self) -> int:
         return self._schedule.clock_ns
@@ -475,14 +499,14 @@ class SimulatedCore(Core):
     """
 
     exists_outside = False
+    # Held until the schedule is over, so that no moment of it depends on the collector.
+    endpoint_set: Callable[[], Any] = set
 
     def __init__(self, shared: SharedQueue, actor: Actor) -> None:
         super().__init__(shared.runtime, SimulatedLedger(shared.runtime, shared.channel))
         self.actor = actor
         self.shared = shared
         self._schedule = shared.schedule
-        # Held until the schedule is over, so that no moment of it depends on the collector.
-        self.endpoints = cast("Any", set[Endpoint]())
         if not shared.threaded:
             self.dumps, self.loads = shared.dumps, shared.loads
             if shared.redeliver:
@@ -571,17 +595,18 @@ class SimulatedCore(Core):
             ledger.release_process(slot)
         ledger.settle()
 
+    def has(self, slot: int) -> bool:
+        """`is_mine`, past the footprint: while an actor lives, nobody else ends what it owns."""
+        cells = self.ledger.cells
+        base = slot * SLOT_SIZE
+        owner, me = _get(cells, base + OWNER), self.ledger.me
+        return bool(owner == me or (owner == 0 and _get(cells, base + MAKER) == me))
+
     def leave(self, how: str, cause: BaseException | None = None) -> None:
         """The actor's function has ended: what it left open ends as that of a process does."""
-        # Read past the footprint: while the actor lives, nobody else ends what it owns.
         cells = self.ledger.cells
-        me = self.ledger.me
-        for slot in range(1, len(cells) // SLOT_SIZE):
-            base = slot * SLOT_SIZE
-            owner, maker = _get(cells, base + OWNER), _get(cells, base + MAKER)
-            if _get(cells, base + KIND) not in (FREE, PROCESS) and (
-                owner == me or (owner == 0 and maker == me)
-            ):
+        for base in range(SLOT_SIZE, len(cells), SLOT_SIZE):
+            if _get(cells, base + KIND) not in (FREE, PROCESS) and self.has(base // SLOT_SIZE):
                 self.transact(self._leave, how, cause)
                 break
 
