@@ -18,6 +18,7 @@ from iterable_queue import (
     Worker,
 )
 from iterable_queue.testing import Exploration, Simulation, checkpoint, explore
+from iterable_queue.testing._explore._scheduler import EVERYTHING, Sorts
 
 Outcome = tuple[object, ...]
 Scenario = Callable[[Simulation], Callable[[], None]]
@@ -309,6 +310,30 @@ def two_and_two(sim: Simulation) -> None:
         sim.spawn(put_twice, iq.get_producer())
         sim.spawn(list, iq.get_consumer())
     iq.close()
+
+
+def test_transitions_commute_unless_one_writes_what_the_other_touches() -> None:
+    sorts = Sorts()
+    footprints = [(1, 0), (0, 1), (2, 0), (2, 1), (0, 0), (EVERYTHING, EVERYTHING)]
+    keys = [(*footprint, actor) for actor in (1, 2) for footprint in footprints]
+    numbers = [sorts.related(*key)[0] for key in keys]
+    assert sorted(numbers) == list(range(12))
+    for one, (reads, writes, actor) in zip(numbers, keys, strict=True):
+        again, table = sorts.related(reads, writes, actor)
+        assert again == one
+        for other, (its_reads, its_writes, its_actor) in zip(numbers, keys, strict=True):
+            touched = (reads | writes) & its_writes | (its_reads | its_writes) & writes
+            assert bool(table[other]) is (actor == its_actor or touched != 0)
+
+
+def test_sorts_beyond_those_that_a_byte_can_tell_apart_depend_on_everything() -> None:
+    sorts = Sorts()
+    numbers = [sorts.related(1 << n, 0, n)[0] for n in range(300)]
+    assert numbers == [min(n, 255) for n in range(300)]
+    assert [sorts.related(1 << n, 0, n)[0] for n in range(300)] == numbers
+    for n in (0, 254):
+        assert [i for i, one in enumerate(sorts.related(1 << n, 0, n)[1]) if one] == [n, 255]
+    assert sorts.related(1 << 299, 0, 299)[1] == bytes([1] * 256)
 
 
 def test_the_budget_is_kept_and_samples_get_their_share() -> None:

@@ -238,22 +238,27 @@ class Sorts:
         self._related: list[bytearray] = []
 
     def related(self, reads: int, writes: int, actor: int) -> tuple[int, bytearray]:
-        """The number of a sort, and 1 or 0 for each sort: whether the two don't commute."""
+        """The number of a sort, below 256, and a table for `bytearray.translate`.
+
+        The table has a 1 at the number of each sort that this one depends on. Should there be
+        very many, the last number stands for all further ones, and depends on everything.
+        """
         key = reads, writes, actor
-        found = self._sorts.get(key)
-        if found is not None:
-            return found, self._related[found]
-        sort = len(self._sorts)
-        related = bytearray()
+        sort = self._sorts.get(key)
+        if sort is None:
+            sort = self._sorts[key] = min(len(self._related), 255)
+            if sort == len(self._related):
+                self._add(sort, key)
+        return sort, self._related[sort]
+
+    def _add(self, sort: int, key: tuple[int, int, int]) -> None:
+        reads, writes, actor = key
         either = reads | writes
-        for (its_reads, its_writes, its_actor), row in zip(self._sorts, self._related, strict=True):
-            depends = its_actor == actor or its_writes & either or its_reads & writes
-            row.append(1 if depends else 0)
-            related.append(row[-1])
-        related.append(1)
-        self._sorts[key] = sort
-        self._related.append(related)
-        return sort, related
+        table = bytearray(256)
+        self._related.append(table)
+        for (its_reads, its_writes, its_actor), other in self._sorts.items():
+            if sort == 255 or its_actor == actor or its_writes & either or its_reads & writes:
+                table[other] = self._related[other][sort] = 1
 
 
 class History:
@@ -266,8 +271,8 @@ class History:
 
     __slots__ = ("_known", "numbers", "sorts", "state")
 
-    def __init__(self, known: Sorts, sorts: list[int], numbers: list[int], state: int) -> None:
-        self.sorts: list[int] = sorts
+    def __init__(self, known: Sorts, sorts: bytearray, numbers: list[int], state: int) -> None:
+        self.sorts: bytearray = sorts
         self.numbers: list[int] = numbers
         self.state: int = state
         self._known = known
@@ -279,7 +284,7 @@ class History:
     def add(self, actor: int, variant: Variant, died_at: int, reads: int, writes: int) -> None:
         """One more transition has ended."""
         sort, related = self._known.related(reads, writes, actor)
-        past = sum(compress(self.numbers, map(related.__getitem__, self.sorts)))
+        past = sum(compress(self.numbers, self.sorts.translate(related)))
         number = hash((actor, variant, died_at, past))
         self.sorts.append(sort)
         self.numbers.append(number)

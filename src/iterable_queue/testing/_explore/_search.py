@@ -229,7 +229,7 @@ class Branching(Taped):
 
     def begin(self, schedule: Schedule) -> None:
         if self._visited is not None and (self._task is None or self._task.node.history is None):
-            schedule.history = History(self._sorts, [], [], 0)
+            schedule.history = History(self._sorts, bytearray(), [], 0)
 
     def arrive(self, schedule: Schedule, at: int) -> None:
         if self._task is None or self._visited is None or at != len(self.prefix) - 1:

@@ -248,10 +248,10 @@ class SimulatedLock:
         if frame is not actor.call:
             actor.call = frame
             schedule.writes |= USER
-        if kind == LOCK and self.holder is actor:
+        if kind is LOCK and self.holder is actor:
             return
         schedule.point(kind, self)
-        if kind == LOCK:
+        if kind is LOCK:
             schedule.writes |= self.bit
 
 
