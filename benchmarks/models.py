@@ -108,11 +108,16 @@ def fits(iq: IterableQueue[int], maxsize: int) -> None:
 
 
 def many(
-    sim: Simulation, producers: int, consumers: int, *, maxsize: int = 0, threaded: bool = False
+    sim: Simulation,
+    producers: int,
+    consumers: int,
+    each: int,
+    *,
+    maxsize: int = 0,
+    threaded: bool = False,
 ) -> Check:
     """All items arrive once, those of each producer in order, and everybody ends."""
     iq = sim.queue(maxsize, threaded=threaded)
-    each = 2 if producers + consumers == 3 and not threaded else 1
     items = [[10 * p + n for n in range(each)] for p in range(producers)]
     got: list[list[int]] = [[] for _ in range(consumers)]
     for p in range(producers):
@@ -149,9 +154,9 @@ def late_close(sim: Simulation, *, maxsize: int = 0, threaded: bool = False) -> 
     return check
 
 
-def early_producer(sim: Simulation) -> Check:
+def early_producer(sim: Simulation, *, threaded: bool = False) -> Check:
     """One producer closes at once, without having put anything."""
-    iq = sim.queue(1)
+    iq = sim.queue(1, threaded=threaded)
     got: list[int] = []
     sim.spawn(produce, iq.get_producer(), [], name="p1")
     sim.spawn(produce, iq.get_producer(), [1, 2], name="p2")
@@ -234,14 +239,12 @@ def together(sim: Simulation) -> Check:
 
 
 def cancelled(sim: Simulation, *, maxsize: int = 0, threaded: bool = False) -> Check:
-    """Cancel against put, get, close and join: nobody is left waiting."""
+    """Cancel against put, get, close and join, all at once: nobody is left waiting."""
     iq = sim.queue(maxsize, threaded=threaded)
     got: list[int] = []
     sim.spawn(tolerant(produce, Cancelled), iq.get_producer(), [1, 2], name="p")
     sim.spawn(tolerant(consume, Cancelled), iq.get_consumer(), got, name="c")
-    sim.spawn(tolerant(iq.join, Cancelled), name="joiner") if threaded else sim.spawn(
-        tolerant(join, Cancelled), iq, name="joiner"
-    )
+    sim.spawn(tolerant(join, Cancelled), iq, name="joiner")
     sim.spawn(iq.cancel, name="cancel")
     iq.close()
 
@@ -258,9 +261,46 @@ def join(iq: IterableQueue[int]) -> None:
     iq.join()
 
 
-def failing(sim: Simulation) -> Check:
+def cancelled_in(sim: Simulation, call: str, *, threaded: bool = False) -> Check:
+    """Cancel against two at once that put without room, get from nothing, join, or close.
+
+    Threads keep their endpoints open afterwards, so that no close of theirs wakes the other one.
+    """
+    iq = sim.queue(1, threaded=threaded)
+    ends: list[Producer[int] | Consumer[int]] = []
+
+    def put(out: Producer[int]) -> None:
+        out.put(1)
+        out.put(2)
+
+    for n in (1, 2):
+        if call == "put":
+            ends.append(iq.get_producer())
+            sim.spawn(tolerant(put, Cancelled), ends[-1], name=f"p{n}")
+        elif call == "get":
+            ends.append(iq.get_consumer())
+            sim.spawn(tolerant(next, Cancelled), ends[-1], name=f"c{n}")
+        elif call == "join":
+            sim.spawn(tolerant(join, Cancelled), iq, name=f"joiner{n}")
+    if call == "close":
+        sim.spawn(produce, iq.get_producer(), [], name="p")
+        sim.spawn(iq.close, name="closer")
+    sim.spawn(iq.cancel, name="cancel")
+
+    def check() -> None:
+        for end in ends if threaded else []:
+            end.close()
+        now = iq.statistics()
+        assert now.state == "cancelled"
+        assert (now.put, now.queued, now.blocked_producers) == (now.dropped, 0, 0), now
+        assert (now.open_producers, now.open_consumers, now.blocked_consumers) == (0, 0, 0), now
+
+    return check
+
+
+def failing(sim: Simulation, *, threaded: bool = False) -> Check:
     """A producer fails: the consumer gets what was put, and then is told."""
-    iq = sim.queue()
+    iq = sim.queue(threaded=threaded)
     got: list[int] = []
     told: list[object] = []
 
@@ -287,9 +327,9 @@ def failing(sim: Simulation) -> Check:
     return check
 
 
-def polled(sim: Simulation) -> Check:
+def polled(sim: Simulation, *, threaded: bool = False) -> Check:
     """A consumer that polls with time-outs."""
-    iq = sim.queue(1)
+    iq = sim.queue(1, threaded=threaded)
     got: list[int] = []
     sim.spawn(produce, iq.get_producer(), [1, 2], name="p")
     sim.spawn(poll, iq.get_consumer(), got, name="c")
@@ -349,35 +389,36 @@ def models() -> dict[str, Model]:
     """All models, by name."""
     table: dict[str, Model] = {}
 
-    def add(name: str, scenario: Any, quick: bool, bound: int = 2, **options: Any) -> None:
-        table[name] = Model(partial(scenario, **options), bound, quick)
+    def add(name: str, scenario: Any, quick: bool, **options: Any) -> None:
+        table[name] = Model(partial(scenario, **options), 2, quick)
 
-    for maxsize in (0, 1):
-        size = "bounded" if maxsize else "unbounded"
-        add(f"2x1 {size}", many, True, producers=2, consumers=1, maxsize=maxsize)
-        add(f"1x2 {size}", many, True, producers=1, consumers=2, maxsize=maxsize)
-        add(f"2x2 {size}", many, False, producers=2, consumers=2, maxsize=maxsize)
-        options = {"maxsize": maxsize, "threaded": True}
-        add(f"threads 2x1 {size}", many, False, producers=2, consumers=1, **options)
-        add(f"threads 1x2 {size}", many, False, producers=1, consumers=2, **options)
-        add(f"late close {size}", late_close, True, maxsize=maxsize)
-        add(f"cancel {size}", cancelled, False, maxsize=maxsize)
-        add(f"threads cancel {size}", cancelled, False, bound=1, **options)
-    add("early close of a producer", early_producer, True)
-    add("early close of a consumer", early_consumer, True)
-    add("threads early close of a consumer", early_consumer, False, bound=1, threaded=True)
-    add("abandoned", abandoned, True)
-    add("threads abandoned", abandoned, True, threaded=True)
-    add("workers", recursion, True)
-    add("workers, deeper", recursion, False, depth=2)
-    add("threads workers", recursion, False, bound=1, threaded=True)
-    add("threads late close", late_close, False, bound=1, threaded=True)
+    for threaded in (False, True):
+        prefix = "threads " if threaded else ""
+        here: dict[str, Any] = {"threaded": threaded}
+        for maxsize in (0, 1):
+            size = "bounded" if maxsize else "unbounded"
+            sized = {**here, "maxsize": maxsize}
+            for producers, consumers in ((2, 1), (1, 2), (2, 2)):
+                each = 1 if threaded or producers == consumers else 2
+                options = {**sized, "producers": producers, "consumers": consumers, "each": each}
+                quick = each == 2
+                add(f"{prefix}{producers}x{consumers} {size}", many, quick, **options)
+            add(f"{prefix}late close {size}", late_close, not threaded, **sized)
+            add(f"{prefix}cancel {size}", cancelled, False, **sized)
+        for call in ("put", "get", "join", "close"):
+            add(f"{prefix}cancel against {call}", cancelled_in, True, call=call, **here)
+        add(f"{prefix}early close of a producer", early_producer, not threaded, **here)
+        add(f"{prefix}early close of a consumer", early_consumer, not threaded, **here)
+        add(f"{prefix}abandoned", abandoned, True, **here)
+        add(f"{prefix}workers", recursion, not threaded, **here)
+        add(f"{prefix}workers, deeper", recursion, False, depth=2, **here)
+        add(f"{prefix}a producer fails", failing, not threaded, **here)
+        add(f"{prefix}polling", polled, True, **here)
+    add("2x1, one item each", many, True, producers=2, consumers=1, each=1)
     add("together at the end", together, True)
-    add("a producer fails", failing, True)
-    add("polling", polled, True)
     for victim in ("p", "c1", "w"):
         add(f"kill {victim}", killed, victim != "w", victim=victim)
-        add(f"kill {victim} inside", killed, False, bound=1, victim=victim, inside=True)
+        add(f"kill {victim} inside", killed, False, victim=victim, inside=True)
         if victim != "p":
             add(f"kill {victim}, redeliver", killed, False, victim=victim, redeliver=True)
     return table

@@ -45,4 +45,4 @@ def test_the_table_is_printed(
         "result",
     ]
     assert line == "-" * len(line)
-    assert [row.rsplit("  ", 1)[1] for row in rows] == ["no failure"] * 2
+    assert [row.rsplit("  ", 1)[1] for row in rows] == ["no failure"] * 4
