@@ -12,14 +12,14 @@ TABLE = models.models()
 
 @pytest.mark.parametrize("name", [name for name, model in TABLE.items() if model.quick])
 def test_quick_models_hold(name: str) -> None:
-    _explore(TABLE[name], min(TABLE[name].bound, 1))
+    _explore(TABLE[name], 1)
 
 
 @pytest.mark.soak
 @pytest.mark.time_limit(1500)
 @pytest.mark.parametrize("name", TABLE)
 def test_all_models_hold(name: str) -> None:
-    _explore(TABLE[name], TABLE[name].bound)
+    _explore(TABLE[name], models.PREEMPTIONS)
 
 
 def _explore(model: Model, bound: int) -> None:
@@ -46,3 +46,13 @@ def test_the_table_is_printed(
     ]
     assert line == "-" * len(line)
     assert [row.rsplit("  ", 1)[1] for row in rows] == ["no failure"] * 4
+
+
+def test_one_that_does_not_come_to_its_bound_is_a_failure(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_short = models.run(TABLE["polling"], 0)
+    monkeypatch.setattr(models, "run", lambda *arguments, **options: cut_short)
+    monkeypatch.setattr("sys.argv", ["models", "threads polling"])
+    assert models.main() == 1
+    assert capsys.readouterr().out.splitlines()[-1].endswith("  NOT EXPLORED to 2")
