@@ -370,15 +370,15 @@ out, source = iq.get_producer(), iq.get_consumer()
 
 
 @FORKS
-def test_each_package_runs_the_hook(processes: Processes) -> None:
-    for package in ("multiprocess", "billiard"):
-        module: Any = pytest.importorskip(package)
-        queue = IterableQueue[int](context=module)
-        source = queue.get_consumer()
-        context = module.get_context("fork")
-        processes.start(context.Process(target=use_and, args=(queue.get_producer(), nothing)))
-        queue.close()
-        assert source.get(timeout=20) == 1
-        with pytest.raises(ProducerFailed, match="was left open when its process returned"):
-            source.get(timeout=20)
-    assert processes.join() == [0, 0]
+@pytest.mark.parametrize("package", ["multiprocess", "billiard"])
+def test_each_package_runs_the_hook(processes: Processes, package: str) -> None:
+    module: Any = pytest.importorskip(package)
+    queue = IterableQueue[int](context=module)
+    source = queue.get_consumer()
+    context = module.get_context("fork")
+    processes.start(context.Process(target=use_and, args=(queue.get_producer(), nothing)))
+    queue.close()
+    assert source.get(timeout=20) == 1
+    with pytest.raises(ProducerFailed, match="was left open when its process returned"):
+        source.get(timeout=20)
+    assert processes.join() == [0]
