@@ -1048,7 +1048,9 @@ def test_no_thread_is_left() -> None:
 
 
 @FORKS
-def test_processes_forked_later_have_nothing_to_do_with_it(processes: Processes) -> None:
+def test_processes_forked_later_have_nothing_to_do_with_it(
+    processes: Processes, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Though the explored queue is still referred to, the children leave their real queues."""
     kept: list[object] = []
 
@@ -1066,6 +1068,7 @@ def test_processes_forked_later_have_nothing_to_do_with_it(processes: Processes)
     with pytest.raises(ProducerFailed, match="was left open when its process returned"):
         list(consumer)
     assert processes.join() == [0]
+    assert capfd.readouterr().err == "", "the explored one was left as well, and could not be"
     assert kept
 
 
