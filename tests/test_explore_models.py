@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import models
 from benchmarks.models import Model
+from iterable_queue.testing import Exploration
 
 TABLE = models.models()
 
@@ -52,7 +53,11 @@ def test_one_that_does_not_come_to_its_bound_is_a_failure(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut_short = models.run(TABLE["polling"], 0)
-    monkeypatch.setattr(models, "run", lambda *arguments, **options: cut_short)
+
+    def run(model: Model, bound: int, *, reduction: bool = True) -> Exploration:
+        return cut_short
+
+    monkeypatch.setattr(models, "run", run)
     monkeypatch.setattr("sys.argv", ["models", "threads polling"])
     assert models.main() == 1
     assert capsys.readouterr().out.splitlines()[-1].endswith("  NOT EXPLORED to 2")
