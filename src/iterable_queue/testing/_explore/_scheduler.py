@@ -33,6 +33,8 @@ from itertools import compress
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from iterable_queue.testing._explore._one_cpu import OneCpu
+
 if TYPE_CHECKING:
     import traceback
 
@@ -713,17 +715,24 @@ class Pool:
 
     def __init__(self) -> None:
         self._workers: dict[int, Worker] = {}
+        self._cpu = OneCpu()
+
+    def between_schedules(self) -> None:
+        """Called by the thread that explores, before each schedule."""
+        self._cpu.look()
 
     def worker(self, index: int) -> Worker:
         """The thread of the actor of that number."""
         found = self._workers.get(index)
         if found is None:
             found = self._workers[index] = Worker()
+            self._cpu.add(found.thread)
         return found
 
     def abandon(self, worker: Worker) -> None:
         """That thread is blocked, and not to be waited for."""
         worker.abandoned = True
+        self._cpu.remove(worker.thread)
         self._workers = {i: w for i, w in self._workers.items() if w is not worker}
 
     def close(self) -> None:
@@ -733,3 +742,4 @@ class Pool:
         for worker in self._workers.values():
             worker.thread.join(10)
         self._workers.clear()
+        self._cpu.close()

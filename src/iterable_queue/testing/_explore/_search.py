@@ -389,6 +389,7 @@ class Search:
 
     def run(self, chooser: Taped, recorder: Rows | None = None) -> Schedule:
         """One schedule."""
+        self._pool.between_schedules()
         schedule = run_once(
             self._scenario,
             chooser,
