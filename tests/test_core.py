@@ -199,7 +199,7 @@ def test_trying_until_a_deadline(core: Core) -> None:
     busy, patiences = make_busy(core, 2)
     assert core.transact_until(time.monotonic() + 20, lambda: done.append(1))
     assert (busy.asked, done) == (3, [1])
-    assert all(19 < patience <= 20 for patience in patiences)
+    assert all(10 < patience <= 20 for patience in patiences)
     busy, patiences = make_busy(core, 2)
     assert not core.transact_until(time.monotonic() - 1, lambda: done.append(2))
     assert (busy.asked, patiences, done) == (1, [BRIEFLY_S], [1])
@@ -330,7 +330,7 @@ def test_while_the_lock_is_busy_it_is_not_announced(core: Core) -> None:
     busy, patiences = make_busy(core, 3)
     assert core.wait(lambda: busy.asked == 4, core.runtime.items, time.monotonic() + 20)
     assert busy.asked == 4
-    assert all(19 < patience <= 20 for patience in patiences)
+    assert all(10 < patience <= 20 for patience in patiences)
     assert core.ledger.head[WAIT_ITEM] == 0
 
 
