@@ -86,31 +86,25 @@ from iterable_queue.testing._conformance import (
     check_queue,
     promises,
 )
-from iterable_queue.testing._events import (
-    Closed,
-    Ended,
-    Failed,
-    Finished,
-    Killed,
-    Lost,
-    Opened,
-    Put,
-    QueueEvent,
-    Redelivered,
-    Returned,
-    Stopped,
-    Taken,
-    TimedOut,
-    Unreadable,
-)
-from iterable_queue.testing._fake import (
-    FakeQueue,
-    VirtualClock,
-    WouldBlock,
-)
-from iterable_queue.testing._fixtures import FakeQueues, OpenRaces
 
 if _typing.TYPE_CHECKING:
+    from iterable_queue.testing._events import (
+        Closed,
+        Ended,
+        Failed,
+        Finished,
+        Killed,
+        Lost,
+        Opened,
+        Put,
+        QueueEvent,
+        Redelivered,
+        Returned,
+        Stopped,
+        Taken,
+        TimedOut,
+        Unreadable,
+    )
     from iterable_queue.testing._explore import (
         Actor,
         Exploration,
@@ -123,6 +117,12 @@ if _typing.TYPE_CHECKING:
         checkpoint,
         explore,
     )
+    from iterable_queue.testing._fake import (
+        FakeQueue,
+        VirtualClock,
+        WouldBlock,
+    )
+    from iterable_queue.testing._fixtures import FakeQueues, OpenRaces
     from iterable_queue.testing._points import (
         ConsumerPoints,
         Point,
@@ -191,21 +191,27 @@ __all__ = [
 ]
 
 if not _typing.TYPE_CHECKING:  # type checkers know the names above, and are to miss any other
-    _LATER = {
+    _ELSEWHERE = {
+        **dict.fromkeys(("FakeQueue", "VirtualClock", "WouldBlock"), "_fake"),
+        **dict.fromkeys(("FakeQueues", "OpenRaces"), "_fixtures"),
         **dict.fromkeys(("Gate", "Races", "races"), "_races"),
         **dict.fromkeys(("ConsumerPoints", "Point", "ProducerPoints"), "_points"),
         **dict.fromkeys(("QueuePoints", "WorkerPoints"), "_points"),
+        **dict.fromkeys(("Closed", "Ended", "Failed", "Finished", "Killed", "Lost"), "_events"),
+        **dict.fromkeys(("Opened", "Put", "QueueEvent", "Redelivered", "Returned"), "_events"),
+        **dict.fromkeys(("Stopped", "Taken", "TimedOut", "Unreadable"), "_events"),
         "Passage": "_race_log",
         "RaceError": "_raced",
     }
 
     def __getattr__(name: str) -> object:
-        """Import the explorer and the races, which few programs need, when first asked for."""
+        """Import a tool when it is first asked for: few programs need more than one of them."""
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
 
-        return getattr(import_module(f"{__name__}.{_LATER.get(name, '_explore')}"), name)
+        module = import_module(f"{__name__}.{_ELSEWHERE.get(name, '_explore')}")
+        return globals().setdefault(name, getattr(module, name))
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})
