@@ -587,6 +587,77 @@ def test_closing_wakes_the_other_threads_get(make: Make, kind: str, call: str) -
         source.get()
 
 
+class Closing:
+    """A lock just before which another thread closes *endpoint*."""
+
+    def __init__(self, lock: Any, endpoint: Any) -> None:
+        self._lock = lock
+        self._close = endpoint.close
+
+    def __enter__(self) -> None:
+        closer = threading.Thread(target=self._close)
+        closer.start()
+        closer.join(20)
+        assert not closer.is_alive()
+        self._lock.__enter__()
+
+    def __exit__(self, *details: object) -> None:
+        self._lock.__exit__(*details)
+
+
+@pytest.mark.parametrize("kind", ["producer", "worker"])
+def test_another_thread_closes_it_just_before_a_put(make: Make, kind: str) -> None:
+    queue = make(5)
+    out, source = endpoint(queue, kind), queue.get_consumer()
+    queue.close()
+    out.put(1)
+    if kind == "worker":
+        assert out.get() == 1
+        out.put(1)
+    out._locks = (Closing(out._locks[-1], out),)
+    with pytest.raises(ProducerClosed, match="closed"):
+        out.put(2)
+    assert list(source) == [1]
+    assert queue.statistics().queued == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"), [(MAKERS[0], "worker"), (MAKERS[1], "worker"), (MAKERS[1], "consumer")]
+)
+def test_another_thread_closes_it_just_before_a_get(make: Make, kind: str) -> None:
+    queue = make(5)
+    out, source = queue.get_producer(), endpoint(queue, kind)
+    out.put_many([1, 2])
+    assert source.get() == 1
+    source._locks = (Closing(source._locks[-1], source),)
+    with pytest.raises(ConsumerClosed, match="closed"):
+        source.get()
+    statistics = queue.statistics()
+    assert (statistics.taken, statistics.finished, statistics.queued) == (1, 1, 1)
+
+
+def test_another_thread_closes_it_just_before_a_get_without_the_lock() -> None:
+    queue = IterableQueue[int].threaded()
+    out, source = queue.get_producer(), cast("Any", queue.get_consumer())
+    out.put_many([1, 2])
+    assert source.get() == 1
+    size = source._size
+
+    def closing() -> int:
+        closer = threading.Thread(target=source.close)
+        closer.start()
+        closer.join(20)
+        assert not closer.is_alive()
+        return cast("int", size())
+
+    source._size = closing
+    with pytest.raises(ConsumerClosed, match="closed"):
+        source.get()
+    statistics = queue.statistics()
+    assert (statistics.taken, statistics.finished, statistics.queued) == (1, 1, 1)
+    assert queue.get_consumer().get_many(9) == [2]
+
+
 @pytest.mark.parametrize("call", ["put", "put_many", "put with a time-out"])
 def test_closing_wakes_the_other_threads_put(make: Make, call: str) -> None:
     queue = make(1)

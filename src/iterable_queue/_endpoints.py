@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterable
-from queue import Empty, Full
+from queue import Empty, Full, SimpleQueue
 from threading import get_ident
 from types import TracebackType
 from typing import Any, Generic, NoReturn, Self, TypeVar
@@ -43,6 +43,9 @@ T = TypeVar("T")
 
 PLAIN_SEQUENCES = (list, tuple, range, str, bytes, bytearray, memoryview, frozenset, set, dict)
 """Iterating over one of these (exactly) can't block, so that `put_many` may gather its items."""
+
+_nothing = SimpleQueue[None]().get_nowait
+"""Raises Empty: what the hands of a closed consumer take their items from."""
 
 GATHER = 64
 """At most this many items are put in one turn of the lock by `put_many`."""
@@ -319,7 +322,10 @@ class _Putting(Endpoint, Generic[T]):
             for lock in self._locks:
                 try:
                     with lock:
-                        if self._ledger.put(self.slot, self.number, payload, self._is_worker):
+                        # Another thread may have closed it since, and its slot be another's now.
+                        if self._ready and self._ledger.put(
+                            self.slot, self.number, payload, self._is_worker
+                        ):
                             return
                         break
                 except KeyError as error:
@@ -427,7 +433,8 @@ class _Getting(Endpoint, Generic[T]):
                     for lock in self._locks:
                         try:
                             with lock:
-                                self._ledger.take(self.slot, hand, 1)
+                                if self._ready:  # still, as in `put`
+                                    self._ledger.take(self.slot, hand, 1)
                                 break
                         except KeyError as error:
                             if not is_lock_busy(error):
@@ -563,6 +570,8 @@ class _Getting(Endpoint, Generic[T]):
 
     def _finish_locked(self, transition: Callable[..., object], args: tuple[object, ...]) -> None:
         for hand in list(self._hands.values()):
+            if hand.quick is not None:
+                hand.quick = _nothing  # another thread may be about to call it
             if not hand.busy:  # what a call is about to return is returned
                 self._ledger.give_back(self.slot, hand)
         super()._finish_locked(transition, args)  # which counts what the hands hold
