@@ -587,18 +587,24 @@ def test_closing_wakes_the_other_threads_get(make: Make, kind: str, call: str) -
         source.get()
 
 
-class Closing:
-    """A lock just before which another thread closes *endpoint*."""
+def in_another_thread(call: Callable[[], object]) -> None:
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
 
-    def __init__(self, lock: Any, endpoint: Any) -> None:
+
+class Closing:
+    """A lock just before which, the first time, another thread closes *endpoint*."""
+
+    def __init__(self, lock: Any, endpoint: Any, call: Callable[[], object] | None = None) -> None:
         self._lock = lock
-        self._close = endpoint.close
+        self._call = call or endpoint.close
 
     def __enter__(self) -> None:
-        closer = threading.Thread(target=self._close)
-        closer.start()
-        closer.join(20)
-        assert not closer.is_alive()
+        if self._call is not None:
+            call, self._call = self._call, None
+            in_another_thread(call)
         self._lock.__enter__()
 
     def __exit__(self, *details: object) -> None:
@@ -644,10 +650,7 @@ def test_another_thread_closes_it_just_before_a_get_without_the_lock() -> None:
     size = source._size
 
     def closing() -> int:
-        closer = threading.Thread(target=source.close)
-        closer.start()
-        closer.join(20)
-        assert not closer.is_alive()
+        in_another_thread(source.close)
         return cast("int", size())
 
     source._size = closing
@@ -656,6 +659,37 @@ def test_another_thread_closes_it_just_before_a_get_without_the_lock() -> None:
     statistics = queue.statistics()
     assert (statistics.taken, statistics.finished, statistics.queued) == (1, 1, 1)
     assert queue.get_consumer().get_many(9) == [2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_thread_closes_it_just_before_its_clone(make: Make, kind: str) -> None:
+    """The queue may be done by then, so there must be no further producer."""
+    queue = make()
+    original = endpoint(queue, kind).__enter__()  # which uses it
+    queue.close()
+    core = core_of(queue)
+    core.runtime.lock = Closing(core.runtime.lock, original)
+    try:
+        with pytest.raises((ProducerClosed, ConsumerClosed), match="closed"):
+            original.clone()
+    finally:
+        core.runtime.lock = core.runtime.lock._lock
+    statistics = queue.statistics()
+    assert statistics.open_producers + statistics.open_consumers + statistics.open_workers == 0
+
+
+def test_another_thread_uses_it_just_before_it_is_pickled() -> None:
+    queue = IterableQueue[int]()
+    out = queue.get_producer()
+    core = core_of(queue)
+    core.runtime.lock = Closing(core.runtime.lock, out, partial(out.put, 1))
+    try:
+        with pytest.raises(TypeError, match="has been used in this process and stays here"):
+            pickle.dumps(out)
+    finally:
+        core.runtime.lock = core.runtime.lock._lock
+    out.close()
+    assert queue.get_consumer().get() == 1
 
 
 @pytest.mark.parametrize("call", ["put", "put_many", "put with a time-out"])

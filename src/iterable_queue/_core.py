@@ -129,6 +129,13 @@ def _check(value: object, kind: type | tuple[type, ...], what: str) -> None:
         raise TypeError(f"{what}, not {value!r}")
 
 
+def stays_here(endpoint: str) -> TypeError:
+    """The error for pickling an endpoint that has been used."""
+    return TypeError(
+        f"{endpoint} has been used in this process and stays here; pickle a clone() of it"
+    )
+
+
 class Core:
     """One queue, as seen from one process.
 

@@ -27,7 +27,7 @@ from iterable_queue._cells import (
     WORKER,
 )
 from iterable_queue._channel import EMPTY, Hand
-from iterable_queue._core import Core, check_exception, check_int, user_line
+from iterable_queue._core import Core, check_exception, check_int, stays_here, user_line
 from iterable_queue._errors import (
     ChannelBroken,
     ConsumerClosed,
@@ -246,10 +246,17 @@ class Endpoint:
         return 0 < self._ledger.head[cells_.MAXSIZE] <= queued
 
     def _open_clone(self) -> tuple[Core, int, int]:
-        self._touch()
-        core = self._core
-        slot, number = core.transact(self._ledger.open, self.kind, user_line(), clone=True)
-        return core, slot, number
+        self._check_open()
+        try:
+            slot, number = self._core.transact(self._clone_locked, user_line())
+        except EndpointElsewhere:
+            self._check_open()  # by another thread, just now
+            raise
+        return self._core, slot, number
+
+    def _clone_locked(self, site: str) -> tuple[int, int]:
+        self._touch_locked()  # what is cloned is open, or the queue may be done
+        return self._ledger.open(self.kind, site, clone=True)
 
     def __enter__(self) -> Self:
         self._use()
@@ -276,9 +283,7 @@ class Endpoint:
         if self._lost is not None:
             raise TypeError(f"{self!r} can't be pickled: {self._lost}")
         if self._ready:
-            raise TypeError(
-                f"{self!r} has been used in this process and stays here; pickle a clone() of it"
-            )
+            raise stays_here(repr(self))
         self._check_open()
         return self._core.reduce(self, self.slot, self.number)
 

@@ -69,7 +69,7 @@ from iterable_queue._cells import (
 )
 from iterable_queue._channel import Hand
 from iterable_queue._channels.processes import SpoolChannel
-from iterable_queue._core import BRIEFLY_S, Core, thread_core
+from iterable_queue._core import BRIEFLY_S, Core, stays_here, thread_core
 from iterable_queue._directory import Address, make_directory, remove
 from iterable_queue._errors import (
     ChannelBroken,
@@ -501,6 +501,8 @@ class SharedCore(Core):
                 "can hand it on. Give every process one of its own, by "
                 f"get_{KIND_NAMES[kind]}() or clone()"
             )
+        if view.flags & USED:
+            raise stays_here(f"<{KIND_NAMES[kind]} {number}>")  # another thread used it, just now
         base = slot * SLOT_SIZE
         if launch is not None:
             launch.endpoints.append((slot, number))
