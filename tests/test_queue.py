@@ -636,6 +636,48 @@ def test_blocked_consumers_are_counted(iq: IterableQueue[Any], stage: Stage) -> 
     wait_for_blocked(iq)
 
 
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("put", "get_producer"),
+        ("put_nowait", "get_producer"),
+        ("get", "get_consumer"),
+        ("get_nowait", "get_consumer"),
+        ("task_done", "finished when"),
+        ("join_thread", "no feeder thread"),
+    ],
+)
+def test_calls_of_other_queues_are_answered_with_the_way_here(
+    iq: IterableQueue[Any], name: str, remedy: str
+) -> None:
+    with pytest.raises(AttributeError, match=f"no attribute '{name}': .*{remedy}") as caught:
+        getattr(iq, name)
+    assert (caught.value.name, caught.value.obj) == (name, iq)
+    assert not hasattr(iq, name)
+
+
+def test_what_nobody_looks_for_has_no_remedy(iq: IterableQueue[Any]) -> None:
+    with pytest.raises(AttributeError, match=r"has no attribute 'other'$"):
+        getattr(iq, "other")  # noqa: B009 - type checkers know, too
+    with pytest.raises(AttributeError, match=r"has no attribute 'other'$"):
+        getattr(iq.get_producer(), "other")  # noqa: B009
+
+
+def test_a_queue_is_not_what_is_iterated_over(iq: IterableQueue[Any]) -> None:
+    unknown: Any = iq
+    with pytest.raises(TypeError, match=r"not iterable: .*get_consumer"):
+        iter(unknown)
+
+
+def test_an_endpoint_says_which_one_has_the_call(iq: IterableQueue[Any]) -> None:
+    for name in ("get", "get_nowait", "get_many"):
+        with pytest.raises(AttributeError, match=f"'{name}': a producer can only put; .*consumer"):
+            getattr(iq.get_producer(), name)
+    for name in ("put", "put_nowait", "put_many"):
+        with pytest.raises(AttributeError, match=f"'{name}': a consumer can only get; .*producer"):
+            getattr(iq.get_consumer(), name)
+
+
 def test_a_snapshot_can_not_be_changed(iq: IterableQueue[Any]) -> None:
     stats = iq.statistics()
     with pytest.raises(AttributeError):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from queue import Empty, Full, SimpleQueue
 from threading import get_ident
 from types import TracebackType
-from typing import Any, Generic, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Self, TypeVar
 
 from iterable_queue import _cells as cells_
 from iterable_queue._cells import (
@@ -36,6 +36,7 @@ from iterable_queue._errors import (
     ItemError,
     ProducerClosed,
     WouldDeadlock,
+    missing,
 )
 from iterable_queue._runtime import is_lock_busy
 
@@ -49,6 +50,16 @@ _nothing = SimpleQueue[None]().get_nowait
 
 GATHER = 64
 """At most this many items are put in one turn of the lock by `put_many`."""
+
+
+_NO_GET: Final = dict.fromkeys(
+    ("get", "get_nowait", "get_many"),
+    "a producer can only put; take items from a consumer, which the queue's get_consumer() makes",
+)
+_NO_PUT: Final = dict.fromkeys(
+    ("put", "put_nowait", "put_many"),
+    "a consumer can only get; put items on a producer, which the queue's get_producer() makes",
+)
 
 
 class Endpoint:
@@ -393,6 +404,11 @@ class ProducerEndpoint(_Putting[T]):
     __slots__ = ()
     kind = PRODUCER
 
+    if not TYPE_CHECKING:  # for type checkers, there is no such thing
+
+        def __getattr__(self, name: str) -> object:
+            raise missing(self, name, _NO_GET)
+
     def clone(self) -> ProducerEndpoint[T]:
         """Another producer on the same queue, counted by itself, even after the queue's close."""
         return ProducerEndpoint(*self._open_clone())
@@ -592,6 +608,11 @@ class ConsumerEndpoint(_Getting[T]):
 
     __slots__ = ()
     kind = CONSUMER
+
+    if not TYPE_CHECKING:  # for type checkers, there is no such thing
+
+        def __getattr__(self, name: str) -> object:
+            raise missing(self, name, _NO_PUT)
 
     def clone(self) -> ConsumerEndpoint[T]:
         """Another consumer on the same queue, counted by itself."""

@@ -137,6 +137,13 @@ PackedError = tuple[bytes | None, str, str]
 """An error on its way to another process: its pickle if it has one, its text, its traceback."""
 
 
+def missing(thing: object, name: str, remedies: dict[str, str]) -> AttributeError:
+    """The error for an attribute that *thing* does not have, but that its users may look for."""
+    text = f"{type(thing).__name__!r} object has no attribute {name!r}"
+    remedy = remedies.get(name)
+    return AttributeError(f"{text}: {remedy}" if remedy else text, name=name, obj=thing)
+
+
 def pack_error(error: BaseException) -> PackedError:
     """Make *error* fit to travel; never raises for an error that can't be pickled."""
     import pickle

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import queue
 from types import TracebackType
-from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, cast
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Final,
+    Generic,
+    Literal,
+    NoReturn,
+    Self,
+    TypeVar,
+    cast,
+)
 
 from iterable_queue import _cells as cells_
 from iterable_queue import _errors
@@ -18,7 +29,7 @@ from iterable_queue._core import (
     user_line,
 )
 from iterable_queue._endpoints import ConsumerEndpoint, ProducerEndpoint, WorkerEndpoint
-from iterable_queue._errors import WouldDeadlock
+from iterable_queue._errors import WouldDeadlock, missing
 from iterable_queue._protocols import (
     Consumer,
     Context,
@@ -30,6 +41,20 @@ from iterable_queue._protocols import (
 
 T = TypeVar("T")
 U = TypeVar("U")
+
+_REMEDIES: Final = {
+    **dict.fromkeys(
+        ("put", "put_nowait", "put_many"), "put items on a producer, which get_producer() makes"
+    ),
+    **dict.fromkeys(
+        ("get", "get_nowait", "get_many"), "take items from a consumer, which get_consumer() makes"
+    ),
+    "task_done": "an item is finished when its taker asks for the next one, or closes",
+    **dict.fromkeys(
+        ("join_thread", "cancel_join_thread"), "there is no feeder thread; put means put"
+    ),
+}
+"""Where to find what queues of the standard library have."""
 
 
 class IterableQueue(Generic[T]):
@@ -245,6 +270,17 @@ class IterableQueue(Generic[T]):
         core = self._here()
         core.look()
         return core.transact(explain, core)
+
+    if not TYPE_CHECKING:  # for type checkers, there is no such thing
+
+        def __getattr__(self, name: str) -> object:
+            raise missing(self, name, _REMEDIES)
+
+        def __iter__(self) -> NoReturn:
+            raise TypeError(
+                f"{type(self).__name__!r} object is not iterable: "
+                "iterate over a consumer, which get_consumer() makes"
+            )
 
     def __repr__(self) -> str:
         if self._lost is not None:
