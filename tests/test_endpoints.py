@@ -40,6 +40,7 @@ from iterable_queue._endpoints import (
     WorkerEndpoint,
     came_from_signal_handler,
 )
+from iterable_queue._ledger import Ledger
 from iterable_queue._runtime import guard
 from tests.conftest import wait_until
 
@@ -659,6 +660,25 @@ def test_another_thread_closes_it_just_before_a_get_without_the_lock() -> None:
     statistics = queue.statistics()
     assert (statistics.taken, statistics.finished, statistics.queued) == (1, 1, 1)
     assert queue.get_consumer().get_many(9) == [2]
+
+
+def test_two_threads_begin_to_wait_at_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever stores last stores what is true."""
+    queue = make()
+    source = cast("ConsumerEndpoint[Any]", queue.get_consumer().__enter__())
+    store = Ledger.set_blocked
+    first = True
+
+    def late(self: Ledger, slot: int, number: int, count: int) -> None:
+        nonlocal first
+        if first:
+            first = False
+            in_another_thread(lambda: source.set_blocked(True))
+        store(self, slot, number, count)
+
+    monkeypatch.setattr(Ledger, "set_blocked", late)
+    source.set_blocked(True)
+    assert queue.statistics().blocked_consumers == 2
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import weakref
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -276,3 +278,62 @@ def test_descriptors_do_not_add_up(processes: Processes) -> None:
     # Each process object that is referred to has two descriptors of its own.
     assert len(os.listdir("/proc/self/fd")) - kept == 3 * 2 * 2
     keeper.close()
+
+
+def put_pid(out: Producer[int]) -> None:
+    with out:
+        out.put(os.getpid())
+
+
+@FORKS
+def test_two_threads_fork_at_once(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each child has what it was started with, and not the other one's."""
+    iq = IterableQueue[int]()
+    outs = [iq.get_producer() for _ in range(2)]
+    source = iq.get_consumer()
+    iq.close()
+    core = iq._core
+    both = threading.Barrier(2)
+    before_fork = core.before_fork
+
+    def slowly(arguments: tuple[object, ...]) -> None:
+        before_fork(arguments)
+        try:
+            both.wait(0.5)  # for the other thread, which must not come so far
+        except threading.BrokenBarrierError:
+            pass
+
+    monkeypatch.setattr(core, "before_fork", slowly)
+    context = multiprocessing.get_context("fork")
+    children = [context.Process(target=put_pid, args=(out,)) for out in outs]
+    threads = [threading.Thread(target=child.start) for child in children]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    for child in children:
+        child.join(20)
+    assert [child.exitcode for child in children] == [0, 0]
+    assert sorted(source) == sorted(child.pid or 0 for child in children)
+
+
+def test_a_fork_whose_hook_was_interrupted_before_it_began() -> None:
+    """A signal handler's error can keep the lock from being taken; that is no news afterwards."""
+    _forks._after_in_parent()
+    assert _forks._forking.acquire(blocking=False)
+    _forks._forking.release()
+
+
+def test_a_set_to_which_another_thread_adds() -> None:
+    """As when a thread makes a queue, or an endpoint, while another one forks."""
+    here = [Told(), Told(), Told()]
+    found = weakref.WeakSet(here[:2])
+    late = iter([here[2]])
+
+    class Growing(weakref.WeakSet[Told]):
+        def __iter__(self) -> Iterator[Told]:
+            for told in super().__iter__():
+                yield told
+                self.update(late)
+
+    assert len(_forks.members_of(Growing(found))) == 3

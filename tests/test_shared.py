@@ -917,6 +917,56 @@ def test_opening_a_pickle_of_somebody_elses_queue(
     monkeypatch.undo()
 
 
+def in_two_threads(call: Callable[[], object]) -> list[object]:
+    found: list[object] = []
+    threads = [threading.Thread(target=lambda: found.append(call())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in threads)
+    return found
+
+
+def test_two_threads_open_pickles_at_once(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process has one part in the queue all the same."""
+    monkeypatch.delitem(_shared._attached, parts.address.path)
+    both = threading.Barrier(2)
+
+    class SlowlyMade(SharedCore):
+        def __init__(self, address: Address) -> None:
+            try:
+                both.wait(0.5)  # for the other thread, which must not come so far
+            except threading.BrokenBarrierError:
+                pass
+            super().__init__(address)
+
+    monkeypatch.setattr(_shared, "SharedCore", SlowlyMade)
+    found = in_two_threads(lambda: _shared._attach(parts.address, 0, None))
+    monkeypatch.undo()
+    assert found[0] is found[1]
+    part = found[0]
+    assert isinstance(part, SharedCore)
+    parts.others.append(part)
+
+
+def test_two_threads_take_part_at_once(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = SharedCore(parts.address)
+    parts.others.append(part)
+    both = threading.Barrier(2)
+    transact = part.transact
+
+    def together(*call: Any) -> Any:
+        both.wait(20)  # each has seen that it takes no part yet
+        return transact(*call)
+
+    monkeypatch.setattr(part, "transact", together)
+    in_two_threads(part.register)
+    monkeypatch.undo()
+    processes = [view.slot for view in parts.maker.ledger.views(cells_.PROCESS)]
+    assert processes == [parts.maker.ledger.me, part.ledger.me]
+
+
 # Forks
 
 

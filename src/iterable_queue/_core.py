@@ -471,7 +471,7 @@ class Core:
     def after_fork_in_child(self) -> None:
         """Called in the child: threads' queues stay with the parent."""
         self.elsewhere = True
-        for endpoint in list(self.endpoints):
+        for endpoint in _forks.members_of(self.endpoints):
             endpoint.forget()
 
     def check_here(self) -> None:

@@ -206,7 +206,10 @@ class Endpoint:
         """The calling thread waits in a call, or does so no more."""
         change = self._blocked.add if waits else self._blocked.discard
         change(get_ident())
-        self._ledger.set_blocked(self.slot, self.number, len(self._blocked))
+        stored = -1
+        while stored != len(self._blocked):  # until no other thread has come in between
+            stored = len(self._blocked)
+            self._ledger.set_blocked(self.slot, self.number, stored)
 
     # -- what every endpoint can do --------------------------------------------------------------
 
@@ -634,7 +637,7 @@ class WorkerEndpoint(_Getting[T], _Putting[T]):
         # ProducerFailed from get, is not this worker's.
         flags = self._ledger.cells[self.slot * cells_.SLOT_SIZE + cells_.FLAGS]
         if exc is not None and (
-            flags & cells_.UNASKED or any(hand.held for hand in self._hands.values())
+            flags & cells_.UNASKED or any(hand.held for hand in list(self._hands.values()))
         ):
             self.fail(exc)
         else:

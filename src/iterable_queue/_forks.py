@@ -8,19 +8,40 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakSet
 
 if TYPE_CHECKING:
     from iterable_queue._core import Core
 
+T = TypeVar("T")
+
 _cores: WeakSet[Core] = WeakSet()
 _hooked = False
+_forking = threading.RLock()
+"""Held from before a fork until after it. Else another thread's child could be taken for the one
+that is being prepared, and inherit the open file whose lock is to show that the other one lives."""
+_attaching = threading.RLock()
+"""Held while this process gets its part in a queue. Re-entrant, as a signal handler may, too."""
 
 
 def track(core: Core) -> None:
     """Tell *core* of every fork of this process from now on, while it lives."""
+    _hook()
+    _cores.add(core)
+
+
+def attaching() -> AbstractContextManager[object]:
+    """A lock under which one thread at a time makes this process's part in a queue."""
+    _hook()
+    return _attaching
+
+
+def _hook() -> None:
     global _hooked
     if not _hooked:
         _hooked = True
@@ -28,15 +49,24 @@ def track(core: Core) -> None:
             os.register_at_fork(
                 before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child
             )
-    _cores.add(core)
 
 
 def tracked() -> list[Core]:
     """The queues of this process that are referred to."""
-    return list(_cores)
+    return members_of(_cores)
+
+
+def members_of(found: Iterable[T]) -> list[T]:
+    """What is in a set to which another thread may be adding just now."""
+    while True:
+        try:
+            return list(found)
+        except RuntimeError:
+            pass  # it changed its size meanwhile
 
 
 def _before() -> None:
+    _forking.acquire()
     arguments = _arguments_of_child()
     for core in tracked():
         try:
@@ -70,10 +100,19 @@ def launching_frame() -> FrameType | None:
 
 
 def _after_in_parent() -> None:
-    for core in tracked():
-        core.after_fork_in_parent()
+    try:
+        for core in tracked():
+            core.after_fork_in_parent()
+    finally:
+        try:
+            _forking.release()
+        except RuntimeError:
+            pass  # a signal handler's error kept `_before` from taking it
 
 
 def _after_in_child() -> None:
+    global _attaching, _forking
+    _attaching = threading.RLock()  # another thread of the parent may have held it
+    _forking = threading.RLock()
     for core in tracked():
         core.after_fork_in_child()

@@ -271,6 +271,8 @@ class SharedCore(Core):
             self.transact(self._register)
 
     def _register(self) -> None:
+        if self.ledger.me:
+            return  # another thread was faster
         if self.ledger.head[REMOVED]:
             raise ChannelBroken("the queue is gone: every process that took part in it has ended")
         self._check_directory()
@@ -416,7 +418,7 @@ class SharedCore(Core):
 
     def _untaken(self) -> Iterator[Endpoint]:
         """The endpoints here that this process may still hand on. Called with the lock held."""
-        for endpoint in list(self.endpoints):
+        for endpoint in _forks.members_of(self.endpoints):
             if self.ledger.is_open(endpoint.slot, endpoint.number):
                 view = self.ledger.view(endpoint.slot)
                 if self.is_mine(view) and not view.flags & (USED | DROPPED_COPY):
@@ -457,7 +459,7 @@ class SharedCore(Core):
         self._dropped.clear()
         self._shared_runtime.after_fork_in_child()
         self.ledger.hands.clear()
-        for endpoint in list(self.endpoints):
+        for endpoint in _forks.members_of(self.endpoints):
             endpoint.forget()
         if self._heir is not None:
             slot, self._life = self._heir
@@ -633,7 +635,8 @@ class _Leases:
         What *last* holds comes last: a take that is not committed yet is then the first to be left
         out of as many as IN_HAND says.
         """
-        hands = [hand for hand in self._hands[slot].values() if hand is not last]
+        # A list, since a thread that comes to the endpoint adds its hand without the lock.
+        hands = [hand for hand in list(self._hands[slot].values()) if hand is not last]
         kept = [payload for hand in (*hands, last) for payload in hand.kept]
         name = f"{self._path}/h{slot}"
         fd = private(f"{name}.new", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
@@ -709,7 +712,7 @@ def attach(
         core = _attach(address, heir, fd)
         if kind != QUEUE:
             core.transact(core.ledger.take_over, slot, number, generation)
-            for endpoint in list(core.endpoints):
+            for endpoint in _forks.members_of(core.endpoints):
                 if endpoint.slot == slot and endpoint.number == number:
                     if core.ledger.head[cells_.WATCHED] > 0:
                         core.watch(endpoint)  # inherited, perhaps, before that
@@ -731,16 +734,17 @@ def attach(
 
 
 def _attach(address: Address, heir: int, fd: int | None) -> SharedCore:
-    core = _attached.get(address.path)
-    if core is None:
-        status = os.lstat(address.path)
-        if status.st_uid != os.geteuid():
-            raise PermissionError(
-                errno.EPERM, "the queue's directory belongs to another user", address.path
-            )
-        core = _attached[address.path] = SharedCore(address)
-    if fd is not None:
-        core.adopt(heir, fd)
+    with _forks.attaching():
+        core = _attached.get(address.path)
+        if core is None:
+            status = os.lstat(address.path)
+            if status.st_uid != os.geteuid():
+                raise PermissionError(
+                    errno.EPERM, "the queue's directory belongs to another user", address.path
+                )
+            core = _attached.setdefault(address.path, SharedCore(address))
+        if fd is not None:
+            core.adopt(heir, fd)
     core.register()
     return core
 
