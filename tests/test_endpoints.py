@@ -662,6 +662,26 @@ def test_another_thread_closes_it_just_before_a_get_without_the_lock() -> None:
     assert queue.get_consumer().get_many(9) == [2]
 
 
+@pytest.mark.parametrize("call", ["get", "get_many"])
+def test_another_thread_closes_it_while_a_get_has_the_item(
+    make: Make, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The item is returned, and counts."""
+    queue = make()
+    out, source = queue.get_producer(), cast("Any", queue.get_consumer())
+    out.put(1)
+    take = cast("Any", ConsumerEndpoint)._take_patiently
+
+    def slowly(self: Any, *arguments: Any) -> None:
+        take(self, *arguments)
+        in_another_thread(self.close)
+
+    monkeypatch.setattr(ConsumerEndpoint, "_take_patiently", slowly)
+    assert (source.get_many(2) if call == "get_many" else [source.get(timeout=20)]) == [1]
+    statistics = queue.statistics()
+    assert (statistics.put, statistics.taken, statistics.finished) == (1, 1, 1)
+
+
 def test_two_threads_begin_to_wait_at_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever stores last stores what is true."""
     queue = make()

@@ -291,3 +291,16 @@ def explain_of(core: Core) -> str:
 def test_both_are_of_one_moment(queue: IterableQueue[int]) -> None:
     core = core_of(queue)
     assert core.transact(statistics, core) == queue.statistics()
+
+
+def test_what_is_in_hand_keeps_a_redelivering_queue_from_being_done() -> None:
+    queue = IterableQueue[int](redeliver=True)
+    out, source = queue.get_producer(), queue.get_consumer()
+    out.put(1)
+    out.close()
+    queue.close()
+    assert source.get() == 1
+    (summary, *_) = lines_of(queue)
+    assert summary.startswith("closed, not done: 1 item(s) are in hand, and come back if")
+    source.close()
+    assert lines_of(queue)[0] == "done"

@@ -555,11 +555,13 @@ class _Getting(Endpoint, Generic[T]):
             items, error = self._open_items(hand.pending, limit)
             if error is not None and not items:
                 raise self._item_error(hand.pending, error) from error
+            count = len(items)
+            # Together: no call from here on, where another thread could close the endpoint.
             if hand.pull is not None:
-                hand.taken += len(items)
-                hand.last = len(items)
+                hand.taken += count
+                hand.last = count
                 hand.quick = None
-            del hand.pending[: len(items)]
+            del hand.pending[:count]
             return items
         finally:
             hand.busy = False
@@ -596,8 +598,11 @@ class _Getting(Endpoint, Generic[T]):
         for hand in list(self._hands.values()):
             if hand.quick is not None:
                 hand.quick = _nothing  # another thread may be about to call it
-            if not hand.busy:  # what a call is about to return is returned
+            if not hand.busy:
                 self._ledger.give_back(self.slot, hand)
+            elif hand.pull is not None:
+                # What a call is about to return is returned, and nobody will ask this hand again.
+                hand.taken += len(hand.pending)
         super()._finish_locked(transition, args)  # which counts what the hands hold
         self._hands.clear()
 

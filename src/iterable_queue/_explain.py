@@ -88,6 +88,12 @@ def _summary(core: Core, stats: Statistics, views: list[SlotView]) -> str:
     busy = sum(view.kind == WORKER and _is_busy(view) for view in views)
     if busy:
         reasons.append(f"{busy} worker(s) may still put")
+    held = core.ledger.in_hand()
+    if held and core.ledger.head[cells_.REDELIVER]:
+        reasons.append(
+            f"{held} item(s) are in hand, and come back if their process is killed before the "
+            "threads that took them ask for the next one, or close"
+        )
     if stats.queued:
         reasons.append(f"{stats.queued} item(s) are left")
         if not stats.open_consumers and not stats.open_workers:
