@@ -317,11 +317,55 @@ def test_two_threads_fork_at_once(processes: Processes, monkeypatch: pytest.Monk
     assert sorted(source) == sorted(child.pid or 0 for child in children)
 
 
-def test_a_fork_whose_hook_was_interrupted_before_it_began() -> None:
-    """A signal handler's error can keep the lock from being taken; that is no news afterwards."""
-    _forks._after_in_parent()
-    assert _forks._forking.acquire(blocking=False)
-    _forks._forking.release()
+def test_a_fork_waits_for_the_thread_that_is_making_a_queue() -> None:
+    """For a while: that thread may be waiting itself, for somebody who is stopped."""
+    forked: list[str] = []
+
+    def fork() -> None:
+        _forks._before()
+        forked.append("before")
+        _forks._after_in_parent()
+
+    forker = threading.Thread(target=fork)
+    with _forks.still():
+        forker.start()
+        forker.join(_forks.PATIENCE_S / 4)
+        assert forked == []
+    forker.join(20)
+    assert forked == ["before"]
+    forker = threading.Thread(target=fork)
+    with _forks.still():
+        forker.start()
+        forker.join(20)
+        assert forked == ["before", "before"]
+
+
+def test_what_can_not_wait_for_a_fork_is_done_all_the_same() -> None:
+    done: list[int] = []
+    thread = threading.Thread(target=_forks.undisturbed, args=(done.append, 1))
+    with _forks.still():
+        thread.start()
+        thread.join(20)
+        assert done == [1]
+    _forks.undisturbed(done.append, 2)
+    assert done == [1, 2]
+    with pytest.raises(KeyError, match="mine"):
+        _forks.undisturbed(dict[str, int]().__getitem__, "mine")
+
+
+def test_a_queue_that_fails_to_hear_of_a_fork_does_not_keep_others_from_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = Told(), Told()
+
+    def fail() -> None:
+        raise OSError("told")
+
+    first.after_fork_in_child = fail  # type: ignore[method-assign]
+    monkeypatch.setattr(_forks, "tracked", lambda: [first, second])
+    with pytest.raises(OSError, match="told"):
+        _forks._after_in_child()
+    assert second.log == ["child"]
 
 
 def test_a_set_to_which_another_thread_adds() -> None:

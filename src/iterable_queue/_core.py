@@ -158,8 +158,6 @@ class Core:
     """Likewise, one that says how many there are."""
     watcher: Callable[[object], None] | None = None
     """For threads: what `watch` calls."""
-    exists_outside = True
-    """Whether forks and the end of this process concern it: not a queue of an exploration."""
     endpoint_set: Callable[[], Any] = WeakSet
     """Makes what `endpoints` is."""
     queue_slot = 2
@@ -174,8 +172,6 @@ class Core:
         self.endpoints: WeakSet[Endpoint] = self.endpoint_set()
         self._pid = os.getpid()
         self._dropped: deque[tuple[int, int]] = deque()
-        if self.exists_outside:
-            _forks.track(self)
 
     # -- the lock --------------------------------------------------------------------------------
 
@@ -519,4 +515,5 @@ def thread_core(queue: Any, maxsize: int) -> Core:
     if channel.atomic:
         core.append_now = queue.put
         core.size_now = queue.qsize
+    _forks.track(core)
     return core

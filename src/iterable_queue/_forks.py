@@ -9,24 +9,30 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable
 from types import FrameType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from weakref import WeakSet
+
+from iterable_queue._runtime import guard, is_lock_busy
 
 if TYPE_CHECKING:
     from iterable_queue._core import Core
+    from iterable_queue._runtime import Lock
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _cores: WeakSet[Core] = WeakSet()
 _hooked = False
-_forking = threading.RLock()
-"""Held from before a fork until after it. Else another thread's child could be taken for the one
-that is being prepared, and inherit the open file whose lock is to show that the other one lives."""
-_attaching = threading.RLock()
-"""Held while this process gets its part in a queue. Re-entrant, as a signal handler may, too."""
+PATIENCE_S = 1.0
+"""How long a fork waits for other threads, in seconds: not for ever, they may wait themselves."""
+_still = threading.RLock()
+"""Held from before a fork until after it, and by who changes what this process holds of a queue.
+
+Else a child could begin with half a queue, with an open file that the parent is just closing (or
+another of the same number), or as the one for which another thread is preparing a fork. Re-entrant,
+since a signal handler or `__del__` may come upon it."""
 
 
 def track(core: Core) -> None:
@@ -35,10 +41,25 @@ def track(core: Core) -> None:
     _cores.add(core)
 
 
-def attaching() -> AbstractContextManager[object]:
-    """A lock under which one thread at a time makes this process's part in a queue."""
+def still() -> Lock:
+    """A lock under which no other thread forks, nor changes what this process holds of a queue."""
     _hook()
-    return _attaching
+    return _still
+
+
+def undisturbed(call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+    """`call(*args)` under that lock, if it can be had soon, and else without it.
+
+    For what `__del__` does: its thread may have a lock for which the one that forks is waiting.
+    """
+    try:
+        with guard(_still.acquire, _still.__exit__, True, PATIENCE_S):
+            call(*args, **kwargs)
+            return
+    except KeyError as error:
+        if not is_lock_busy(error):
+            raise
+    call(*args, **kwargs)
 
 
 def _hook() -> None:
@@ -66,7 +87,7 @@ def members_of(found: Iterable[T]) -> list[T]:
 
 
 def _before() -> None:
-    _forking.acquire()
+    _still.acquire(timeout=PATIENCE_S)
     arguments = _arguments_of_child()
     for core in tracked():
         try:
@@ -105,14 +126,19 @@ def _after_in_parent() -> None:
             core.after_fork_in_parent()
     finally:
         try:
-            _forking.release()
+            _still.release()
         except RuntimeError:
-            pass  # a signal handler's error kept `_before` from taking it
+            pass  # `_before` could not have it
 
 
 def _after_in_child() -> None:
-    global _attaching, _forking
-    _attaching = threading.RLock()  # another thread of the parent may have held it
-    _forking = threading.RLock()
+    global _still
+    _still = threading.RLock()  # another thread of the parent may have held it
+    failed: BaseException | None = None
     for core in tracked():
-        core.after_fork_in_child()
+        try:
+            core.after_fork_in_child()
+        except BaseException as error:  # the others are to be told all the same
+            failed = failed or error
+    if failed is not None:
+        raise failed

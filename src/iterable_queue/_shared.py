@@ -113,8 +113,6 @@ STUCK_LOOKS: Final = 300
 """How often, at last, it is looked at, a millisecond apart: a living process that was put aside
 between taking the lock and writing its name must have come back by then. Looks, not seconds, since
 all processes stand still together when their machine does."""
-FORK_PATIENCE_S: Final = 1.0
-"""How long a fork waits for the lock, in seconds."""
 SUSPICION_S: Final = 0.7
 """How long the lock must be out of reach, with nobody's name on it, before its holder is taken to
 have died between taking it and writing its name."""
@@ -156,6 +154,7 @@ class SharedCore(Core):
         self.keep_leases()
         self.dumps, self.loads = pickling(address.package)
         install_exit_hooks(address.package)
+        _forks.track(self)  # now that it is whole
 
     # -- the lock --------------------------------------------------------------------------------
 
@@ -268,7 +267,8 @@ class SharedCore(Core):
     def register(self) -> None:
         watch()
         if not self.ledger.me:
-            self.transact(self._register)
+            with _forks.still():
+                self.transact(self._register)
 
     def _register(self) -> None:
         if self.ledger.me:
@@ -382,7 +382,7 @@ class SharedCore(Core):
     def before_fork(self, arguments: tuple[object, ...]) -> None:
         if self.ledger.me:
             # Not for ever: a fork must not wait for somebody who is stopped inside.
-            patience = time.monotonic() + FORK_PATIENCE_S
+            patience = time.monotonic() + _forks.PATIENCE_S
             self.transact_until(patience, partial(self._before_fork, arguments))
 
     def _before_fork(self, arguments: tuple[object, ...]) -> None:
@@ -478,8 +478,9 @@ class SharedCore(Core):
             return attach, (self.address, kind, slot, number, generation, 0, None)
         launch = self._launching.get(id(popen))
         if launch is None:
-            launch = _Launch(self, popen, *self.transact(self._make_heir))
-            self._launching[id(popen)] = launch
+            with _forks.still():
+                launch = _Launch(self, popen, *self.transact(self._make_heir))
+                self._launching[id(popen)] = launch
         generation = self.transact(self._send, slot, number, kind, launch)
         return attach, (self.address, kind, slot, number, generation, launch.slot, launch.duplicate)
 
@@ -515,12 +516,15 @@ class SharedCore(Core):
 
     def launched(self, launch: _Launch) -> None:
         """Starting a process has come to its end, well or not."""
-        self._launching.pop(id(launch.popen), None)
-        launch.close()
+        _forks.undisturbed(self._end_launch, launch)
         try:
             self.transact(self._launched, launch)
         except ChannelBroken:
             pass  # the next call says so
+
+    def _end_launch(self, launch: _Launch) -> None:
+        self._launching.pop(id(launch.popen), None)
+        launch.close()
 
     def _launched(self, launch: _Launch) -> None:
         ledger = self.ledger
@@ -549,8 +553,10 @@ class SharedCore(Core):
         The lock is waited for during `LEAVE_SLICES`. Without it this process just goes, and the
         others find its endpoints as those of a dead process.
         """
-        if self._left:
-            return
+        if not self._left:
+            _forks.undisturbed(self._leave_now, how, cause)
+
+    def _leave_now(self, how: str, cause: BaseException | None) -> None:
         self._left = True
         last = False
         takes_part = self.ledger.me or self._inherited
@@ -570,9 +576,9 @@ class SharedCore(Core):
             except ChannelBroken:
                 break
         self._let_go()
-        if self._life >= 0:
-            os.close(self._life)
-            self._life = -1
+        life, self._life = self._life, -1
+        if life >= 0:
+            os.close(life)
         if last or (self.ledger.head[STATE] & BROKEN and not self._others()):
             remove(self.address)
 
@@ -669,9 +675,9 @@ class _Launch:
         weakref.finalize(watched, _launched, weakref.ref(core), self).atexit = False
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 def _launched(core: weakref.ref[SharedCore], launch: _Launch) -> None:
@@ -734,7 +740,7 @@ def attach(
 
 
 def _attach(address: Address, heir: int, fd: int | None) -> SharedCore:
-    with _forks.attaching():
+    with _forks.still():
         core = _attached.get(address.path)
         if core is None:
             status = os.lstat(address.path)
@@ -753,14 +759,15 @@ def make_shared_core(
     context: Context | None, maxsize: int, *, cancel: bool, redeliver: bool
 ) -> SharedCore:
     """A new queue, with this process as its maker."""
-    address = make_directory(context)
-    try:
-        core = SharedCore(address)
-        core.ledger.set_up(maxsize, cancel=cancel, redeliver=redeliver)
-        core.keep_leases()
-        core.register()
-    except BaseException:
-        remove(address)
-        raise
-    _attached[address.path] = core
+    with _forks.still():
+        address = make_directory(context)
+        try:
+            core = SharedCore(address)
+            core.ledger.set_up(maxsize, cancel=cancel, redeliver=redeliver)
+            core.keep_leases()
+            core.register()
+        except BaseException:
+            remove(address)
+            raise
+        _attached[address.path] = core
     return core

@@ -22,7 +22,7 @@ from threading import get_ident
 from typing import Any, ClassVar, Final, Literal, NoReturn, ParamSpec, TypeVar, cast
 
 from iterable_queue import _cells as cells_
-from iterable_queue import _endpoints
+from iterable_queue import _endpoints, _forks
 from iterable_queue._cells import (
     ABANDONED,
     CANCELLED,
@@ -462,6 +462,7 @@ def _fake_core(
     core = _Core(runtime, ledger)
     core.dumps = dumps
     core.loads = loads if tagged else None
+    _forks.track(core)
     return core
 
 

@@ -498,7 +498,6 @@ class SimulatedCore(Core):
         shared: what all parts of the queue share.
     """
 
-    exists_outside = False
     # Held until the schedule is over, so that no moment of it depends on the collector.
     endpoint_set: Callable[[], Any] = set
 
