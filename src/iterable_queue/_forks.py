@@ -42,7 +42,10 @@ def track(core: Core) -> None:
 
 
 def still() -> Lock:
-    """A lock under which no other thread forks, nor changes what this process holds of a queue."""
+    """A lock under which no other thread forks, nor changes what this process holds of a queue.
+
+    Not for who waits under it for a queue's lock: its holder may be stopped.
+    """
     _hook()
     return _still
 
@@ -50,7 +53,7 @@ def still() -> Lock:
 def undisturbed(call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
     """`call(*args)` under that lock, if it can be had soon, and else without it.
 
-    For what `__del__` does: its thread may have a lock for which the one that forks is waiting.
+    For who may have a queue's lock, for which the thread that forks may be waiting.
     """
     try:
         with guard(_still.acquire, _still.__exit__, True, PATIENCE_S):

@@ -267,8 +267,7 @@ class SharedCore(Core):
     def register(self) -> None:
         watch()
         if not self.ledger.me:
-            with _forks.still():
-                self.transact(self._register)
+            self.transact(self._register)
 
     def _register(self) -> None:
         if self.ledger.me:
@@ -279,6 +278,9 @@ class SharedCore(Core):
         self.ledger.me = self.ledger.open_process(os.getpid(), self._hold_life)
 
     def _hold_life(self, slot: int) -> None:
+        _forks.undisturbed(self._hold_life_now, slot)
+
+    def _hold_life_now(self, slot: int) -> None:
         self._life = hold(self._name("p", slot))
 
     def _name(self, kind: str, number: int) -> str:
@@ -478,9 +480,8 @@ class SharedCore(Core):
             return attach, (self.address, kind, slot, number, generation, 0, None)
         launch = self._launching.get(id(popen))
         if launch is None:
-            with _forks.still():
-                launch = _Launch(self, popen, *self.transact(self._make_heir))
-                self._launching[id(popen)] = launch
+            self.transact(_forks.undisturbed, self._begin_launch, popen)
+            launch = self._launching[id(popen)]
         generation = self.transact(self._send, slot, number, kind, launch)
         return attach, (self.address, kind, slot, number, generation, launch.slot, launch.duplicate)
 
@@ -521,6 +522,9 @@ class SharedCore(Core):
             self.transact(self._launched, launch)
         except ChannelBroken:
             pass  # the next call says so
+
+    def _begin_launch(self, popen: Any) -> None:
+        self._launching[id(popen)] = _Launch(self, popen, *self._make_heir())
 
     def _end_launch(self, launch: _Launch) -> None:
         self._launching.pop(id(launch.popen), None)
