@@ -33,6 +33,7 @@ from iterable_queue import (
     Producer,
     ProducerFailed,
     Worker,
+    _directory,
 )
 from tests.conftest import FORKS, lives
 
@@ -203,7 +204,8 @@ def _sweep(script: str, first: int, stride: int) -> Counter[str]:
         outcome = _one_kill(script, line)
         if _Finished.yes:
             # A child that was killed may have been the last that knew of an earlier queue, whose
-            # directory is then left to the next queue that is made.
+            # directory is then left to the next queue that is made; it looks once a minute.
+            _directory._swept_at = -1e9
             IterableQueue[int]().close()
             return counts
         counts[outcome if outcome == "whole" else f"line {line}: {outcome}"] += 1
