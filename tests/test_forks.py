@@ -82,10 +82,14 @@ def fork_and_tell(processes: Processes, told: Told) -> list[object]:
 
 def test_importing_hooks_nothing() -> None:
     code = """
-import os
+import os, sys
 calls = []
+def is_ours(hook):
+    lock = getattr(sys.modules.get("iterable_queue._forks"), "_still", hook)
+    owner = getattr(hook, "__self__", None)
+    return owner is lock or (hook.__module__ or "").startswith("iterable_queue")
 def register(**hooks):
-    if any(hook.__module__.startswith("iterable_queue") for hook in hooks.values()):
+    if any(map(is_ours, hooks.values())):
         calls.append(sorted(hooks))
 os.register_at_fork = register
 import iterable_queue, iterable_queue._forks, iterable_queue._endpoints, iterable_queue._queue
@@ -97,7 +101,7 @@ print(calls)
 """
     assert run_python(code).splitlines() == [
         "[]",
-        "[['after_in_child', 'after_in_parent', 'before']]",
+        str([["after_in_child", "after_in_parent", "before"]] * 2),
     ]
 
 
@@ -317,27 +321,56 @@ def test_two_threads_fork_at_once(processes: Processes, monkeypatch: pytest.Monk
     assert sorted(source) == sorted(child.pid or 0 for child in children)
 
 
+def fork_and_wait(statuses: list[int]) -> None:
+    """Fork a child that ends with 0 if another thread of it can have the lock of forks."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            free: list[bool] = []
+            thread = threading.Thread(
+                target=lambda: free.append(_forks.still().acquire(blocking=False))  # type: ignore[attr-defined]  # pyright: ignore
+            )
+            thread.start()
+            thread.join(20)
+            os._exit(0 if free == [True] else 1)
+        finally:
+            os._exit(2)
+    statuses.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+
+@FORKS
 def test_a_fork_waits_for_the_thread_that_is_making_a_queue() -> None:
-    """For a while: that thread may be waiting itself, for somebody who is stopped."""
-    forked: list[str] = []
-
-    def fork() -> None:
-        _forks._before()
-        forked.append("before")
-        _forks._after_in_parent()
-
-    forker = threading.Thread(target=fork)
+    statuses: list[int] = []
+    forker = threading.Thread(target=fork_and_wait, args=(statuses,))
     with _forks.still():
         forker.start()
-        forker.join(_forks.PATIENCE_S / 4)
-        assert forked == []
+        forker.join(0.3)  # it must not come so far
+        assert statuses == []
     forker.join(20)
-    assert forked == ["before"]
-    forker = threading.Thread(target=fork)
-    with _forks.still():
-        forker.start()
-        forker.join(20)
-        assert forked == ["before", "before"]
+    assert statuses == [0]
+
+
+@FORKS
+def test_a_signal_handler_that_raises_in_a_hook_leaves_the_lock_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a hook raises is told to `sys.unraisablehook`, and the fork goes on."""
+    told: list[object] = []
+
+    def interrupted() -> list[Any]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    monkeypatch.setattr(_forks, "tracked", interrupted)
+    statuses: list[int] = []
+    fork_and_wait(statuses)
+    monkeypatch.undo()
+    assert statuses == [0]
+    assert told
+    other = threading.Thread(target=fork_and_wait, args=(statuses,))
+    other.start()
+    other.join(20)
+    assert statuses == [0, 0]
 
 
 def test_what_can_not_wait_for_a_fork_is_done_all_the_same() -> None:
@@ -381,3 +414,12 @@ def test_a_set_to_which_another_thread_adds() -> None:
                 self.update(late)
 
     assert len(_forks.members_of(Growing(found))) == 3
+
+
+def test_a_set_is_not_asked_for_ever() -> None:
+    class Deep(weakref.WeakSet[Told]):
+        def __iter__(self) -> Iterator[Told]:
+            raise RecursionError
+
+    with pytest.raises(RecursionError):
+        _forks.members_of(Deep())

@@ -559,7 +559,7 @@ class Interrupted(BaseException):
     """What the signal handlers here raise."""
 
 
-MANY = 20
+MANY = 24
 """How many interrupts make a storm."""
 
 

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from types import FrameType
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 from weakref import WeakSet
 
 from iterable_queue._runtime import guard, is_lock_busy
@@ -25,14 +25,14 @@ T = TypeVar("T")
 
 _cores: WeakSet[Core] = WeakSet()
 _hooked = False
-PATIENCE_S = 1.0
-"""How long a fork waits for other threads, in seconds: not for ever, they may wait themselves."""
-_still = threading.RLock()
+PATIENCE_S: Final = 1.0
+"""How long a fork and who is `undisturbed` wait for each other at most, in seconds."""
+_still: Final = threading.RLock()
 """Held from before a fork until after it, and by who changes what this process holds of a queue.
 
 Else a child could begin with half a queue, with an open file that the parent is just closing (or
 another of the same number), or as the one for which another thread is preparing a fork. Re-entrant,
-since a signal handler or `__del__` may come upon it."""
+since a signal handler or `__del__` may come upon it. Who has it waits for nothing without end."""
 
 
 def track(core: Core) -> None:
@@ -73,6 +73,14 @@ def _hook() -> None:
             os.register_at_fork(
                 before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child
             )
+            # Around those, as the last to be registered is the first before a fork and the last
+            # after it. C functions, which no signal handler that raises keeps from being called.
+            lock: Any = _still
+            os.register_at_fork(
+                before=lock.acquire,
+                after_in_parent=lock.release,
+                after_in_child=lock._at_fork_reinit,
+            )
 
 
 def tracked() -> list[Core]:
@@ -85,12 +93,13 @@ def members_of(found: Iterable[T]) -> list[T]:
     while True:
         try:
             return list(found)
+        except RecursionError:
+            raise
         except RuntimeError:
-            pass  # it changed its size meanwhile
+            continue  # it changed its size meanwhile
 
 
 def _before() -> None:
-    _still.acquire(timeout=PATIENCE_S)
     arguments = _arguments_of_child()
     for core in tracked():
         try:
@@ -124,19 +133,11 @@ def launching_frame() -> FrameType | None:
 
 
 def _after_in_parent() -> None:
-    try:
-        for core in tracked():
-            core.after_fork_in_parent()
-    finally:
-        try:
-            _still.release()
-        except RuntimeError:
-            pass  # `_before` could not have it
+    for core in tracked():
+        core.after_fork_in_parent()
 
 
 def _after_in_child() -> None:
-    global _still
-    _still = threading.RLock()  # another thread of the parent may have held it
     failed: BaseException | None = None
     for core in tracked():
         try:

@@ -557,10 +557,11 @@ class SharedCore(Core):
         The lock is waited for during `LEAVE_SLICES`. Without it this process just goes, and the
         others find its endpoints as those of a dead process.
         """
-        if not self._left:
-            _forks.undisturbed(self._leave_now, how, cause)
+        _forks.undisturbed(self._leave_now, how, cause)
 
     def _leave_now(self, how: str, cause: BaseException | None) -> None:
+        if self._left:
+            return
         self._left = True
         last = False
         takes_part = self.ledger.me or self._inherited
