@@ -98,19 +98,20 @@ BUGS = [
     Bug(
         "take, in its short way, makes room and wakes nobody",
         LEDGER,
-        """                channel.stash[:] = ()
-                if head[WAIT_ROOM]:
-                    self.room.notify()
-                return True""",
-        """                channel.stash[:] = ()
-                return True""",
+        """                    channel.stash[:] = ()
+                    if head[WAIT_ROOM]:
+                        self.room.notify()
+                    return True""",
+        """                    channel.stash[:] = ()
+                    return True""",
         "2x1 maxsize 1",
     ),
     Bug(
         "get_many makes room for two and wakes one",
         RUNTIME,
         """            self._semaphore.release()
-            self._head[self._index] -= 1""",
+            if self._head[self._index] > 0:
+                self._head[self._index] -= 1""",
         """            self._head[self._index] -= 1
         self._semaphore.release()""",
         "batches",
@@ -190,7 +191,7 @@ BUGS = [
     Bug(
         "one who waits is announced, but looks no second time",
         CORE,
-        "                    return self.ledger.channel.atomic and attempt()",
+        "                    return self.ledger.channel.recheck() and attempt()",
         "                    return False",
         "threads 2x1",
         "random",
@@ -202,7 +203,7 @@ BUGS = [
                     waiting.condition.announce()
                     waiting.announced = True
                     # Again: what was put without the lock looked for waiters too early.
-                    return self.ledger.channel.atomic and attempt()
+                    return self.ledger.channel.recheck() and attempt()
                 return False""",
         """            if not waiting.announced:
                 waiting.condition.announce()

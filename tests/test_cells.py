@@ -10,7 +10,7 @@ import pytest
 from iterable_queue import _cells as cells_
 from iterable_queue import _shared, _shared_runtime
 from iterable_queue._cells import SlotView
-from iterable_queue._channels import processes
+from iterable_queue._channels import log
 
 
 def names_under(title: str) -> dict[str, int]:
@@ -38,6 +38,7 @@ FLAGS = names_under("Flags of a slot.")
 )
 def test_each_cell_has_one_meaning(cells: dict[str, int], size: int, some: set[str]) -> None:
     assert some <= set(cells)
+    cells = {name: cell for name, cell in cells.items() if name != "LANE_CELLS"}
     assert len(set(cells.values())) == len(cells)
     assert max(cells.values()) == size
     assert min(cells.values()) == 0
@@ -53,16 +54,26 @@ def test_others_cells_are_apart_too() -> None:
 def test_the_channels_cells_come_last() -> None:
     used = [name for name, cell in HEAD.items() if cell > cells_.CHANNEL]
     assert used == ["HEAD_SIZE"]
+    pairs = 8
     cells = [
-        processes.APPENDED,
-        processes.TAIL,
-        processes.TAIL + 1,
-        processes.HEAD,
-        processes.HEAD + 1,
-        processes.SPARE,
+        log.COMMITS,
+        log.UNTAKEN,
+        log.LANES,
+        log.CUT,
+        log.CUT_END,
+        log.ROLL_AT,
+        *range(log.PAIRS, log.PAIRS + 2 * pairs),
     ]
     assert len(set(cells)) == len(cells)
     assert all(cells_.CHANNEL <= cell < cells_.HEAD_SIZE for cell in cells)
+
+
+def test_a_lanes_cells_are_those_of_a_text() -> None:
+    """Slot 0 is lane 0's, so none of them may be counted for a consumer."""
+    cells = [log.OWNER, log.PUT, log.READ, log.POS, log.SPARE, log.OLDEST, log.FILES, log.LEFT_AT]
+    cells += [log.TAIL, log.TAIL + 1, log.LOW, log.LOW + 1]
+    assert len(set(cells)) == len(cells)
+    assert all(cells_.LANE_CELLS <= cell < cells_.SLOT_SIZE for cell in cells)
 
 
 @pytest.mark.parametrize("bits", [STATES, FLAGS])
@@ -81,18 +92,19 @@ def test_kinds_have_names() -> None:
     assert sorted(KINDS.values()) == list(range(len(KINDS)))
     assert len(cells_.KIND_NAMES) == len(KINDS)
     assert cells_.KIND_NAMES[cells_.FREE] == "free slot"
-    for kind in ("PRODUCER", "CONSUMER", "WORKER", "QUEUE", "PROCESS"):
+    for kind in ("PRODUCER", "CONSUMER", "WORKER", "QUEUE", "PROCESS", "LANE"):
         assert cells_.KIND_NAMES[KINDS[kind]] == kind.lower()
 
 
 def test_the_slot_ends_with_its_text() -> None:
+    assert cells_.TEXT == cells_.LANE_CELLS
     assert max(cell for name, cell in SLOT.items() if name != "SLOT_SIZE") == cells_.TEXT
     assert cells_.SLOT_SIZE - cells_.TEXT >= 16, "room for the end of a path and a line"
 
 
-def test_a_tag_holds_a_number_and_the_tries() -> None:
-    assert cells_.NUMBER_MASK & (cells_.MAX_DELIVERIES << 48) == 0
-    assert cells_.NUMBER_MASK | (cells_.MAX_DELIVERIES << 48) < 1 << 63
+def test_a_tag_holds_a_number_what_it_is_and_the_tries() -> None:
+    parts = [cells_.NUMBER_MASK, cells_.RAW, cells_.MAX_DELIVERIES << cells_.TRIES_SHIFT]
+    assert sum(parts) == parts[0] | parts[1] | parts[2] < 1 << 63
 
 
 def test_a_view_has_what_people_want_to_know() -> None:

@@ -1,7 +1,8 @@
 """The layout of the ledger's cells: which integer means what.
 
 The head has one cell for each count of the queue. Behind it come slots of equal size, one for each
-open endpoint, for the queue itself, and for each process that takes part; slot 0 is nobody's.
+open endpoint, for the queue itself, for each process that takes part, and for each lane of its log;
+slot 0 is nobody's, but for the cells of a lane, which are those of the lane that all share.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ CANCEL_ON_FAILURE: Final = 23  # 1: a failure cancels the queue
 HANDLE: Final = 25  # slot of the process that alone can make endpoints; 0: others may, or none
 REDELIVER: Final = 24  # 1: what a killed consumer had in hand is handed out again
 WATCHED: Final = 26  # above 0: somebody is told of each endpoint made (see `Core.watch`)
-CHANNEL: Final = 32  # from here on the cells are the channel's
+ROLL: Final = 32  # above 0: the channel has a plan to be rolled forward (see `_channels.log`)
+CHANNEL: Final = 33  # from here on the cells are the channel's
 HEAD_SIZE: Final = 64
 
 # Bits of STATE.
@@ -59,11 +61,20 @@ STAMP: Final = 10  # when it last did anything, ns
 NEXT: Final = 11  # next free slot
 AT: Final = 12  # the value of TAKEN that its last change of IN_HAND goes with
 HAD: Final = 13  # and the value of IN_HAND before that change
-TEXT: Final = 14  # the line of user code that made it, as bytes
-SLOT_SIZE: Final = 32
+CLAIM_FILE: Final = 14  # of a consumer's claim: the lane, and below it the file (`_channels.log`)
+CLAIM_NEXT: Final = 15  # the next of its records to be handed out
+CLAIM_END: Final = 16  # the first one behind it
+CLAIM_IDLE: Final = 17  # the value of CLAIM_NEXT at which its taker last came back for more
+CLAIM_ENTRY: Final = 18  # 1 + the index of the chunk of which it is a part; 0: of whole records
+TEXT: Final = 19  # the line of user code that made it, as bytes
+LANE_CELLS: Final = 19  # of a lane, which has no text: from here on, the channel's
+SLOT_SIZE: Final = 40
 
-NUMBER_MASK: Final = (1 << 48) - 1
-"""An item's tag is its producer's number, and above these bits how often it was redelivered."""
+NUMBER_MASK: Final = (1 << 47) - 1
+RAW: Final = 1 << 47
+TRIES_SHIFT: Final = 48
+"""An item's tag is its producer's number; RAW, if its payload is the item itself, which is bytes;
+and above that, how often it was redelivered."""
 
 MAX_DELIVERIES: Final = 3
 """How often an item is handed out at most, where items are redelivered."""
@@ -75,7 +86,8 @@ CONSUMER: Final = 2
 WORKER: Final = 3
 QUEUE: Final = 4  # the queue itself, which counts as a producer until it is closed
 PROCESS: Final = 5
-KIND_NAMES: Final = ("free slot", "producer", "consumer", "worker", "queue", "process")
+LANE: Final = 6  # one producer's part of the log
+KIND_NAMES: Final = ("free slot", "producer", "consumer", "worker", "queue", "process", "lane")
 
 # Flags of a slot.
 USED: Final = 1  # it has done something, and stays where it is

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+if TYPE_CHECKING:
+    from iterable_queue._runtime import Cells
 
 EMPTY: Final = object()
 """What a channel's `peek` returns when it holds nothing."""
+
+
+ENTRY_BYTES: Final = 64
+"""The size of a record's entry in a segment of `_channels.log`."""
+STAMP_OFFSET: Final = 8
+TAG_OFFSET: Final = 16
+INLINE: Final = 40
+"""A payload of up to so many bytes is in its entry."""
+PICKLED: Final = 0x80
+"""What `pickle` makes begins with this byte; what `marshal` makes of plain types never does."""
 
 
 class Channel(Protocol):
@@ -39,6 +52,71 @@ class Channel(Protocol):
     def clear(self) -> None:
         """Drop everything."""
 
+    def recheck(self) -> bool:
+        """Whether something may have been put while the caller has had the lock.
+
+        Executes a full fence if so: what the caller stored before is seen by who puts after.
+        """
+        ...
+
+
+class Claims(Protocol):
+    """What a channel does whose consumers hold items ahead of handing them out.
+
+    Called with the lock held, unless said otherwise.
+    """
+
+    def claim(self, slot: int, hand: Hand) -> bool:
+        """Give *hand* a new claim; its last one is over. False: there is nothing."""
+        ...
+
+    def resume(self, slot: int, hand: Hand) -> bool:
+        """Finish what the hand was handed, and see what of its claim is left. False: nothing."""
+        ...
+
+    def put_back(self, slot: int, hand: Hand) -> None:
+        """Finish what the hand was handed; an item whose hand-out was interrupted is put again."""
+
+    def unclaim(self, slot: int, hand: Hand, limit: int) -> None:
+        """Move up to *limit* items of the claim to the hand's `pending`: they are in hand."""
+
+    def cut(self, slot: int, leave: int = 0) -> int:
+        """Take the rest of a consumer's claim away, but for *leave* items. Returns how many."""
+        ...
+
+    def in_claim(self, slot: int) -> int:
+        """Of the items of this consumer's claim, how many are in hand."""
+        ...
+
+    def in_claims(self) -> int:
+        """The same for all consumers."""
+        ...
+
+    def settle_claim(self, slot: int) -> None:
+        """What is in hand of the consumer's claim counts in its cell IN_HAND from now on."""
+
+    def put_ever(self) -> int:
+        """Items put so far."""
+        ...
+
+    def handed_out(self) -> int:
+        """Of the items counted in TAKEN, those handed out to user code."""
+        ...
+
+    def last_put(self, slot: int) -> int:
+        """When the producer in *slot* last put something without the lock, ns; 0: not known."""
+        ...
+
+    def release_lane(self, slot: int) -> None:
+        """The producer in *slot* puts no more."""
+
+    def mend(self) -> None:
+        """Make whole what a holder of the lock left half done that died."""
+
+
+GONE: Final[list[Any]] = []
+"""What the hands of a closed consumer have claimed; stays empty."""
+
 
 class Hand:
     """What one thread holds of one consumer's items. Only that thread changes it.
@@ -46,20 +124,37 @@ class Hand:
     A consumer on an atomic channel counts here, without the lock: `taken` and `last` say how many
     items its thread was handed in all and by the last call, `idle_at` is the value of `taken` at
     which it last came back for more and found nothing. `fold` remembers what it has seen.
+
+    On a channel with claims, one hand of a consumer has the payloads of its claim here, and hands
+    them out without the lock (`_Getting._hand_out`): see `_channels.log`.
     """
 
     __slots__ = (
         "busy",
+        "claim",
+        "claims",
+        "end_at",
+        "entries",
+        "fence",
+        "first",
         "held",
         "idle_at",
         "kept",
         "last",
+        "next",
+        "next_at",
+        "opened",
+        "pace",
         "peak",
         "pending",
         "pull",
         "quick",
+        "rest",
         "seen",
+        "since",
+        "size",
         "taken",
+        "view",
     )
 
     def __init__(self, channel: Channel, lean: bool) -> None:
@@ -82,3 +177,53 @@ class Hand:
         """The most items that this thread saw queued as it took one."""
         self.seen: tuple[int, int, int] = (0, 0, 0)
         """`taken`, the items in hand, and of these the pending ones, at the last `fold`."""
+        self.claims: bool = False
+        """It may have a claim."""
+        self.claim: list[Any] = []
+        """Payloads claimed and not handed out, the next one last. Replaced when that changes
+        otherwise than by handing out; GONE once the endpoint was closed."""
+        self.rest: list[Any] = []
+        """What is left of the claim while items of it are pending."""
+        self.opened: bool = False
+        """They are the items themselves."""
+        self.entries: bytes = b""
+        """Of all that was claimed."""
+        self.first: int = 0
+        self.next: int = 0
+        """Of the claim's first record, and of the next to be handed out: the index in its file."""
+        self.view: Cells
+        self.next_at: int
+        self.end_at: int
+        self.fence: Callable[[], object]
+        """What handing out needs: the cells, the places of CLAIM_NEXT and CLAIM_END, a fence."""
+        self.size: int = 0
+        """Records claimed; 0 once they are worked through."""
+        self.since: int = 0
+        """When they were, ns."""
+        self.pace: int = 1
+        """How many to claim next."""
+
+    def tag(self, place: int = 0) -> int:
+        """Of the record that is so many places behind the next one of the claim."""
+        return self._of_entry(place, TAG_OFFSET)
+
+    @property
+    def stamp(self) -> int:
+        """When the next record was put; 0, before all others, if it is an item of a chunk."""
+        return self._of_entry(0, STAMP_OFFSET)
+
+    def _of_entry(self, place: int, offset: int) -> int:
+        at = ENTRY_BYTES * (self.next + place - self.first) + offset
+        return int.from_bytes(self.entries[at : at + 8], "little")
+
+    def pace_at(self, now: int, enough: int, most: int) -> int:
+        """How many records this thread works through in *enough* ns, to judge by its last claim.
+
+        It is called when the thread comes back. Never more than twice the pace before, or *most*.
+        """
+        if self.size:
+            ideal = self.size * enough // max(now - self.since, 1)
+            self.pace = max(min(ideal, 2 * self.pace, most), 1)
+            self.size = 0
+        self.since = now
+        return self.pace

@@ -18,6 +18,7 @@ from iterable_queue import _cells as cells_
 from iterable_queue import _forks
 from iterable_queue._cells import (
     CANCELLED,
+    CONSUMER,
     FORKED,
     KIND_NAMES,
     MAX_DELIVERIES,
@@ -39,6 +40,7 @@ from iterable_queue._ledger import Ledger
 from iterable_queue._runtime import SLICE_S, Condition, is_lock_busy
 
 if TYPE_CHECKING:
+    from iterable_queue._channels.log import LogChannel
     from iterable_queue._endpoints import Endpoint
     from iterable_queue._runtime import Runtime
 
@@ -149,6 +151,8 @@ class Core:
 
     dumps: Callable[[Any], bytes] | None = None
     loads: Callable[[Any], Any] | None = None
+    plain: frozenset[type] = frozenset()
+    """Types of items for which `marshal.dumps` may be called instead of `dumps`."""
     spins = 0
     """How often a busy lock is tried again at once before the caller sleeps for it."""
     _is_finalizing = staticmethod(sys.is_finalizing)
@@ -156,6 +160,8 @@ class Core:
     """For an atomic channel: a C function that appends an item."""
     size_now: Callable[[], int] | None = None
     """Likewise, one that says how many there are."""
+    log: LogChannel | None = None
+    """Where producers put and consumers take without the lock, on a queue for processes."""
     watcher: Callable[[object], None] | None = None
     """For threads: what `watch` calls."""
     endpoint_set: Callable[[], Any] = WeakSet
@@ -209,6 +215,16 @@ class Core:
             if self.runtime.monotonic() >= deadline:
                 return False
         return True
+
+    def tell_of_put(self) -> None:
+        """Wake who waits for an item. It is put, so this raises nothing; a sleeper looks anyway."""
+        try:
+            self.try_transact(SLICE_S, self.ledger.was_put)
+        except ChannelBroken:
+            pass
+        except WouldDeadlock:
+            # The put interrupted a call of this thread, which has the lock.
+            self.ledger.items.notify()
 
     def lock_was_busy(self, error: KeyError) -> None:
         """Returns if the lock is worth waiting for; *error* came out of `with lock`."""
@@ -294,7 +310,7 @@ class Core:
                     waiting.condition.announce()
                     waiting.announced = True
                     # Again: what was put without the lock looked for waiters too early.
-                    return self.ledger.channel.atomic and attempt()
+                    return self.ledger.channel.recheck() and attempt()
                 return False
         except KeyError as error:
             busy = error
@@ -387,6 +403,10 @@ class Core:
         before it asked for anything.
         """
         ledger = self.ledger
+        if ledger.claims is not None and view.kind == CONSUMER:
+            ledger.claims.cut(view.slot)
+            ledger.claims.settle_claim(view.slot)
+            view = ledger.view(view.slot)
         redelivers = ledger.head[cells_.REDELIVER]
         cut_short = (
             view.kind == WORKER
@@ -411,11 +431,12 @@ class Core:
         kept = self.kept_in_hand(view)
         lost = max(view.in_hand - len(kept), 0)
         for payload, tag in kept[: view.in_hand]:
-            tries = (tag >> 48) + 1
+            tries = (tag >> cells_.TRIES_SHIFT) + 1
             if tries >= MAX_DELIVERIES:
                 lost += 1
             else:
-                self.ledger.redeliver(view.slot, payload, tag & cells_.NUMBER_MASK | tries << 48)
+                again = tag & (1 << cells_.TRIES_SHIFT) - 1 | tries << cells_.TRIES_SHIFT
+                self.ledger.redeliver(view.slot, payload, again)
         return lost
 
     def kept_in_hand(self, view: SlotView) -> list[tuple[Any, int]]:

@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from iterable_queue._cells import HEAD_SIZE, SLOT_SIZE
-from iterable_queue._channels.processes import reserve
+from iterable_queue._channels.log import reserve
 from iterable_queue._liveness import is_held
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 SemLock = Any
 """The C type behind the context's locks; each multiprocessing-like package may have its own."""
-FIRST_SLOTS: Final = 126
-"""Slots in a new file: with the head they fill eight pages."""
+FIRST_SLOTS: Final = 88
+"""Slots in a new file: with the head they fill seven pages."""
 RECURSIVE, COUNTING = 0, 1
 """Kinds of SemLock. The lock is recursive so that a release by one who lacks it changes nothing."""
 PREFIX: Final = "iterable_queue-"

@@ -7,11 +7,17 @@ hand over, one transition of the ledger, and, where that can't be made now, `Cor
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice, repeat
+from marshal import dumps as marshal_dumps
+from marshal import loads as marshal_loads
 from queue import Empty, Full, SimpleQueue
+from struct import Struct
 from threading import get_ident
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Self, TypeVar
+from time import monotonic_ns
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Self, TypeVar, cast
 
 from iterable_queue import _cells as cells_
 from iterable_queue._cells import (
@@ -26,7 +32,7 @@ from iterable_queue._cells import (
     WATCHED,
     WORKER,
 )
-from iterable_queue._channel import EMPTY, Hand
+from iterable_queue._channel import EMPTY, ENTRY_BYTES, GONE, INLINE, PICKLED, Hand
 from iterable_queue._core import Core, check_exception, check_int, stays_here, user_line
 from iterable_queue._errors import (
     ChannelBroken,
@@ -40,7 +46,14 @@ from iterable_queue._errors import (
 )
 from iterable_queue._runtime import is_lock_busy
 
+if TYPE_CHECKING:
+    from iterable_queue._channels.log import Lane
+
 T = TypeVar("T")
+
+pack_small: Final = Struct(f"qqq{INLINE}s").pack_into
+pack_large: Final = Struct("qqqqq").pack_into
+"""What writes an entry of a segment (`_channels.log`)."""
 
 PLAIN_SEQUENCES = (list, tuple, range, str, bytes, bytearray, memoryview, frozenset, set, dict)
 """Iterating over one of these (exactly) can't block, so that `put_many` may gather its items."""
@@ -50,6 +63,9 @@ _nothing = SimpleQueue[None]().get_nowait
 
 GATHER = 64
 """At most this many items are put in one turn of the lock by `put_many`."""
+CHUNK = 256
+CHUNK_BYTES = 1 << 16
+"""At most this many items are put as one record, and no more bytes than these."""
 
 
 _NO_GET: Final = dict.fromkeys(
@@ -71,6 +87,7 @@ class Endpoint:
         _closed: closed here, by the caller.
         _lost: why it can't be used here at all, if so; raised by every call.
         _dumps, _loads: how items cross to other processes; None: handed over as they are.
+        _lane: what it puts to without the lock, while it may (see `_channels.log`).
         _hands: what each thread holds, by its identifier (consumers and workers).
         _blocked: identifiers of the threads that wait in a call.
     """
@@ -85,11 +102,13 @@ class Endpoint:
         "_hands",
         "_head",
         "_is_worker",
+        "_lane",
         "_ledger",
         "_loads",
         "_locks",
         "_lost",
         "_now",
+        "_plain",
         "_ready",
         "_size",
         "_stamp_at",
@@ -113,10 +132,12 @@ class Endpoint:
         self._lost = lost
         self._dumps = core.dumps
         self._loads = core.loads
+        self._plain = core.plain
         self._is_worker = self.kind == WORKER
         self._head = core.ledger.head
         self._size = core.size_now or core.ledger.channel.size
         self._append = None if self._is_worker or self._head[MAXSIZE] else core.append_now
+        self._lane: Lane | None = None
         self._hands: dict[int, Hand] = {}
         self._blocked: set[int] = set()
         core.endpoints.add(self)
@@ -148,12 +169,19 @@ class Endpoint:
             )
 
     def _use_locked(self) -> None:
+        if self._ready:
+            return  # another thread was faster; a second object for its lane must not be made
         ledger = self._ledger
         if not ledger.take_over(self.slot, self.number, None):
             raise self._elsewhere()
         ledger.cells[self.slot * cells_.SLOT_SIZE + cells_.FLAGS] |= cells_.USED
         if self.kind != PRODUCER:
             ledger.hands[self.slot] = self._hands
+        elif self._core.log is not None:
+            lane = self._core.log.lane(self.slot, self.number)
+            if lane is not None:
+                lane.head, lane.dumps, lane.plain = self._head, self._dumps, self._plain  # type: ignore[assignment]
+            self._lane = lane
         self._ready = True
 
     def _touch(self) -> None:
@@ -194,6 +222,10 @@ class Endpoint:
     def forget(self) -> None:
         """In a forked child: nothing that was known of this endpoint holds here."""
         self._ready = False
+        lane, self._lane = self._lane, None
+        while lane is not None:
+            lane.put = -1  # a put that was interrupted by this fork is none here
+            lane = lane.successor
         self._blocked.clear()
 
     def give_up(self, why: Exception) -> None:
@@ -236,6 +268,9 @@ class Endpoint:
     def _finish_locked(self, transition: Callable[..., object], args: tuple[object, ...]) -> None:
         self._closed = True
         self._ready = False
+        lane, self._lane = self._lane, None
+        if lane is not None:
+            self._core.log.leave(lane)  # type: ignore[union-attr]
         transition(*args)
 
     def fail(self, error: BaseException) -> None:
@@ -323,6 +358,47 @@ class _Putting(Endpoint, Generic[T]):
 
     def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:
         """Put *item*; see `Producer.put`."""
+        lane = self._lane
+        if lane is not None:
+            # This producer's own lane: no lock, no system call, and room without end.
+            head = lane.head
+            if head[STATE] > CLOSED:
+                self._core.transact(self._refuse)
+            kind = type(item)
+            payload: Any
+            if kind in lane.plain:
+                payload = marshal_dumps(item)  # type: ignore[arg-type]
+            elif kind is bytes and len(item) > INLINE and lane.plain:  # type: ignore[arg-type]
+                self._put_large(lane, item, cells_.RAW | self.number)  # type: ignore[arg-type]
+                return
+            else:
+                payload = lane.dumps(item)
+            size = len(payload)
+            if size > INLINE:
+                self._put_large(lane, payload, self.number)
+                return
+            stamp = monotonic_ns()
+            while True:
+                put = lane.put
+                n = lane.n
+                if n < lane.room:
+                    at = ENTRY_BYTES * n + ENTRY_BYTES
+                    pack_small(lane.map, at, ~size, stamp, lane.number, payload)
+                    # No call from here to the last of these stores, hence no other thread and no
+                    # signal handler. Did one put, or close, or add a segment before that?
+                    if lane.put == put >= 0:
+                        put += 1
+                        lane.cells[lane.put_at] = put
+                        lane.put = put
+                        lane.n = n + 1
+                        break
+                    lane = self._check_lane(lane)
+                else:
+                    lane = self._extend_lane(lane, size)
+            lane.fence()
+            if head[WAIT_ITEM]:
+                self._core.tell_of_put()
+            return
         if self._append is not None and timeout is None:
             # An atomic channel without a bound: no lock, and nothing to wait for.
             head = self._head
@@ -335,7 +411,16 @@ class _Putting(Endpoint, Generic[T]):
         deadline = None if block and timeout is None else self._core.deadline(block, timeout)
         if not self._ready:
             self._use(deadline, puts=True)
-        payload = item if self._dumps is None else self._dumps(item)
+            if self._lane is not None:
+                self._put_one(item)
+                return
+        tag = self.number
+        if self._dumps is None:
+            payload = item
+        elif type(item) is bytes and len(item) > INLINE and self._plain:  # type: ignore[arg-type]
+            payload, tag = item, tag | cells_.RAW
+        else:
+            payload = self._dumps(item)
         self._ledger.cells[self._stamp_at] = self._now()
         if deadline is None:
             for lock in self._locks:
@@ -343,20 +428,87 @@ class _Putting(Endpoint, Generic[T]):
                     with lock:
                         # Another thread may have closed it since, and its slot be another's now.
                         if self._ready and self._ledger.put(
-                            self.slot, self.number, payload, self._is_worker
+                            self.slot, tag, payload, self._is_worker
                         ):
                             return
                         break
                 except KeyError as error:
                     if not is_lock_busy(error):
                         raise
-        self._put_patiently(payload, deadline)
+        self._put_patiently(payload, tag, deadline)
 
-    def _put_patiently(self, payload: Any, deadline: float | None) -> None:
+    _put_one = put
+    """The same, whatever a subclass makes of `put`."""
+
+    def _put_large(self, lane: Lane, payload: bytes, tag: int, count: int = 1) -> None:
+        """The same for a payload that has no room in its entry, or for a chunk of *count* items."""
+        size = len(payload)
+        stamp = self._now()
+        while True:
+            put = lane.put
+            n = lane.n
+            if ENTRY_BYTES * (n + 2) <= lane.low - size:
+                start = lane.low - size
+                at = ENTRY_BYTES * (n + 1)
+                pack_large(lane.map, at, start, stamp, tag, size, count)
+                if lane.put == put >= 0:
+                    put += count
+                    lane.map[start : start + size] = payload
+                    lane.cells[lane.put_at] = put
+                    lane.put = put
+                    lane.n = n + 1
+                    lane.low = start
+                    lane.room = start // ENTRY_BYTES - 1
+                    break
+                lane = self._check_lane(lane)
+            else:
+                lane = self._extend_lane(lane, INLINE + 1 + size)
+        lane.fence()
+        if lane.head[WAIT_ITEM]:
+            self._core.tell_of_put()
+
+    def _put_many_on(self, items: Iterator[T]) -> None:
+        """Put *items*, which can't block, on this producer's own lane.
+
+        In chunks, where all are plain, which are taken apart by those who take from them.
+        """
+        while chunk := list(islice(items, CHUNK)):
+            lane = self._check_lane(self._lane)
+            if len(chunk) > 1 and set(map(type, chunk)) <= self._plain:
+                payload = marshal_dumps(cast("Any", chunk), 2)
+                if len(payload) <= CHUNK_BYTES:
+                    if self._head[STATE] > CLOSED:
+                        self._core.transact(self._refuse)
+                    self._put_large(lane, payload, self.number, len(chunk))
+                    continue
+            for item in chunk:
+                self._put_one(item)
+
+    def _extend_lane(self, lane: Lane, size: int) -> Lane:
+        """Add a segment that has room for *size* bytes. Returns what to put to."""
+        lane = self._check_lane(lane)
+        self._core.log.extend(lane, size)  # type: ignore[union-attr]
+        return self._check_lane(lane)
+
+    def _check_lane(self, lane: Lane | None) -> Lane:
+        """What to put to after something else came in between, if that did not close *self*."""
+        while lane is not None and lane.successor is not None:
+            # Together: a close by another thread stays.
+            if self._lane is lane:
+                self._lane = lane.successor
+            lane = lane.successor
+        if self._lane is None or lane is None:
+            raise ProducerClosed(f"{self!r} was closed while another thread was in put")
+        return lane
+
+    def _refuse(self) -> None:
+        raise self._ledger.refusal()
+
+    def _put_patiently(self, payload: Any, tag: int, deadline: float | None) -> None:
         def attempt() -> bool:
             if not self._ready:
                 raise ProducerClosed(f"{self!r} was closed while another thread waited in put")
-            return self._ledger.put(self.slot, self.number, payload, self._is_worker)
+            return self._ledger.put(self.slot, tag, payload, self._is_worker)
 
         if not self._core.wait(attempt, self._core.runtime.room, deadline, self):
             maxsize = self._ledger.head[cells_.MAXSIZE]
@@ -374,6 +526,9 @@ class _Putting(Endpoint, Generic[T]):
             # What is asked for the next item may block, so each is put before that.
             for item in iterable:
                 self.put(item)
+            return
+        if self._lane is not None:
+            self._put_many_on(iter(iterable))
             return
         payloads: list[Any] = []
         for item in iterable:
@@ -433,10 +588,15 @@ class _Getting(Endpoint, Generic[T]):
     def get(self, block: bool = True, timeout: float | None = None) -> T:
         """Take the next item; see `Consumer.get`."""
         hand = self._hands.get(get_ident())
-        if hand is not None and hand.quick is not None and timeout is None:
-            item = self._get_now(hand)
-            if item is not EMPTY:
-                return item  # type: ignore[no-any-return]
+        if hand is not None:
+            if hand.claim and not hand.busy:
+                item = self._hand_out(hand)
+                if item is not EMPTY:
+                    return item  # type: ignore[no-any-return]
+            elif hand.quick is not None and timeout is None:
+                item = self._get_now(hand)
+                if item is not EMPTY:
+                    return item  # type: ignore[no-any-return]
         deadline = None if block and timeout is None else self._core.deadline(block, timeout)
         if not self._ready:
             self._use(deadline)
@@ -463,23 +623,69 @@ class _Getting(Endpoint, Generic[T]):
                         except KeyError as error:
                             if not is_lock_busy(error):
                                 raise
-                if not pending:
+                while not pending:
+                    if hand.claim:
+                        item = self._hand_out(hand)
+                        if item is not EMPTY:
+                            return item  # type: ignore[no-any-return]
                     self._take_patiently(hand, 1, deadline)
             if self._loads is None:
                 item = pending[0]
             else:
                 try:
-                    item = self._loads(pending[0][0])
+                    item = self._open(*pending[0])
                 except Exception as error:
                     if came_from_signal_handler(error):
                         raise
-                    raise self._item_error(pending, error) from error
+                    payload, tag = pending[0]
+                    del pending[0]
+                    raise self._item_error(payload, tag, error) from error
             if hand.pull is not None:
                 hand.taken += 1
             del pending[0]
             return item  # type: ignore[no-any-return]
         finally:
             hand.busy = False
+
+    def _hand_out(self, hand: Hand) -> Any:
+        """The next item of the claim, without the lock; EMPTY if there is none any more."""
+        cells = hand.view
+        while claim := hand.claim:
+            at = hand.next
+            # Since the hand has a claim, the endpoint is open, and the slot its own, up to this
+            # store: there is no call between.
+            cells[hand.next_at] = at + 1
+            hand.fence()
+            if hand.claim is not claim or hand.next != at:
+                continue  # closed by another thread, or a signal handler got an item here
+            if cells[hand.end_at] <= at:
+                break
+            item = claim[-1]
+            if not hand.opened:
+                # What an interrupt keeps from being returned is handed out by the next call.
+                try:
+                    item = self._loads(item)  # type: ignore[misc]
+                except Exception as error:
+                    self._was_not_opened(hand, claim, at, error)
+                if hand.next != at or (hand.claim is not claim and hand.claim is not GONE):
+                    continue
+            hand.next = at + 1
+            del claim[-1]
+            # No signal handler runs before the caller has it.
+            return item
+        return EMPTY
+
+    def _was_not_opened(
+        self, hand: Hand, claim: list[bytes], at: int, error: Exception
+    ) -> NoReturn:
+        """*error* came while the item at *at*, the next one of *claim*, was opened."""
+        if came_from_signal_handler(error) or hand.next != at:
+            raise error
+        data = claim[-1]
+        tag = hand.tag()
+        hand.next = at + 1
+        del claim[-1]
+        raise self._item_error(data, tag, error) from error
 
     def _get_now(self, hand: Hand) -> Any:
         """From an atomic channel, without the lock: an item, or EMPTY."""
@@ -503,13 +709,19 @@ class _Getting(Endpoint, Generic[T]):
 
     def _new_hand(self) -> Hand:
         lean = self.kind == CONSUMER and self._ledger.channel.atomic
-        return self._hands.setdefault(get_ident(), Hand(self._ledger.channel, lean))
+        hand = Hand(self._ledger.channel, lean)
+        # There is one claim in a slot: it is the first thread's.
+        claims = self.kind == CONSUMER and self._ledger.claims is not None
+        hand.claims = claims and not self._hands
+        return self._hands.setdefault(get_ident(), hand)
 
-    def _take_patiently(self, hand: Hand, limit: int, deadline: float | None) -> None:
+    def _take_patiently(
+        self, hand: Hand, limit: int, deadline: float | None, many: bool = False
+    ) -> None:
         def attempt() -> bool:
             if not self._ready:
                 raise ConsumerClosed(f"{self!r} was closed while another thread waited in get")
-            if self._ledger.take(self.slot, hand, limit):
+            if self._ledger.take(self.slot, hand, limit, many):
                 return True
             verdict = self._ledger.verdict()
             try:
@@ -522,10 +734,12 @@ class _Getting(Endpoint, Generic[T]):
         if not self._core.wait(attempt, self._core.runtime.items, deadline, self):
             raise Empty("nothing came in time")
 
-    def _item_error(self, pending: list[Any], error: Exception) -> ItemError:
-        payload, tag = pending[0]
+    def _open(self, payload: bytes, tag: int) -> Any:
+        """The item that was put as *payload*."""
+        return payload if tag & cells_.RAW else self._loads(payload)  # type: ignore[misc]
+
+    def _item_error(self, payload: bytes, tag: int, error: Exception) -> ItemError:
         producer = tag & cells_.NUMBER_MASK
-        del pending[0]
         failed = ItemError(
             f"an item of producer {producer} ({len(payload)} bytes) could not be unpickled: "
             f"{error!r}. It counts as taken; the next get goes on"
@@ -551,10 +765,12 @@ class _Getting(Endpoint, Generic[T]):
         hand.busy = True
         try:
             if not hand.pending:
-                self._take_patiently(hand, limit, None)
+                self._take_patiently(hand, limit, None, True)
             items, error = self._open_items(hand.pending, limit)
             if error is not None and not items:
-                raise self._item_error(hand.pending, error) from error
+                payload, tag = hand.pending[0]
+                del hand.pending[0]
+                raise self._item_error(payload, tag, error) from error
             count = len(items)
             # Together: no call from here on, where another thread could close the endpoint.
             if hand.pull is not None:
@@ -573,31 +789,90 @@ class _Getting(Endpoint, Generic[T]):
         items: list[T] = []
         for payload in pending[:limit]:
             try:
-                items.append(self._loads(payload[0]))
+                items.append(self._open(*payload))
             except Exception as error:
                 if came_from_signal_handler(error):
                     raise
                 return items, error
         return items, None
 
-    def __iter__(self) -> Self:
-        return self
+    def __iter__(self) -> Iterator[T]:
+        if self._ledger.claims is None or type(self) is not ConsumerEndpoint:
+            return self
+        # `map` is C code: where there is a claim, an item costs one call of a function that has
+        # all it needs at hand. Unlike a generator, it goes on after an error or an interrupt.
+        return map(self._stepper(), repeat(None))
+
+    def _stepper(self) -> Callable[[None], T]:
+        """A function that does what `__next__` does, for iterating."""
+        hand: Hand | None = None
+        claim: list[Any] = GONE
+        opened = False
+        cells: Any = None
+        fence: Callable[[], object] = int
+        next_at = end_at = 0
+        loads: Any = self._loads
+        plain = bool(self._plain)
+
+        def step(_: None) -> T:
+            nonlocal hand, claim, opened, cells, fence, next_at, end_at
+            # As in `_hand_out`, which says why.
+            while claim and hand.claim is claim:  # type: ignore[union-attr]
+                at = hand.next  # type: ignore[union-attr]
+                cells[next_at] = at + 1
+                fence()
+                if hand.claim is not claim or hand.next != at or cells[end_at] <= at:  # type: ignore[union-attr]
+                    break
+                item = claim[-1]
+                if not opened:
+                    try:
+                        if plain and item[0] != PICKLED:
+                            item = marshal_loads(item)
+                        else:
+                            item = loads(item)
+                    except Exception as error:
+                        self._was_not_opened(hand, claim, at, error)  # type: ignore[arg-type]
+                    if hand.next != at or (hand.claim is not claim and hand.claim is not GONE):  # type: ignore[union-attr]
+                        break
+                hand.next = at + 1  # type: ignore[union-attr]
+                del claim[-1]
+                return item  # type: ignore[no-any-return]
+            claim = GONE
+            item = self.__next__()
+            hand = self._hands.get(get_ident())
+            if hand is not None and hand.claim:
+                opened, cells, fence = hand.opened, hand.view, hand.fence
+                next_at, end_at = hand.next_at, hand.end_at
+                claim = hand.claim
+            return item
+
+        return step
 
     def __next__(self) -> T:
         hand = self._hands.get(get_ident())
-        if hand is not None and hand.quick is not None:
-            item = self._get_now(hand)
-            if item is not EMPTY:
-                return item  # type: ignore[no-any-return]
+        if hand is not None:
+            if hand.claim and not hand.busy:
+                item = self._hand_out(hand)
+                if item is not EMPTY:
+                    return item  # type: ignore[no-any-return]
+            elif hand.quick is not None:
+                item = self._get_now(hand)
+                if item is not EMPTY:
+                    return item  # type: ignore[no-any-return]
         try:
             return self.get()
         except Done:
             raise StopIteration from None
 
     def _finish_locked(self, transition: Callable[..., object], args: tuple[object, ...]) -> None:
-        for hand in list(self._hands.values()):
+        claims = self._ledger.claims
+        for ident, hand in list(self._hands.items()):
+            mine = ident == get_ident() and bool(hand.claim or hand.rest)
+            if claims is not None and mine and not is_handing_out(hand):
+                claims.put_back(self.slot, hand)  # what an interrupt has kept from being returned
             if hand.quick is not None:
                 hand.quick = _nothing  # another thread may be about to call it
+            hand.claim = GONE  # likewise: it has seen this, or its item counts as handed out
             if not hand.busy:
                 self._ledger.give_back(self.slot, hand)
             elif hand.pull is not None:
@@ -647,6 +922,18 @@ class WorkerEndpoint(_Getting[T], _Putting[T]):
             self.fail(exc)
         else:
             self.close()
+
+
+def is_handing_out(hand: Hand) -> bool:
+    """Whether the calling thread is inside a call that is about to return an item of *hand*."""
+    frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+    while frame is not None:
+        code = frame.f_code
+        ours = code.co_filename == __file__ and code.co_name in ("_hand_out", "step")
+        if ours and frame.f_locals.get("hand") is hand:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def came_from_signal_handler(error: BaseException) -> bool:

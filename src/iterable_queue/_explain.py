@@ -124,7 +124,9 @@ def _line(core: Core, view: SlotView) -> str:
         parts.append("has not asked for its first item")
     if view.blocked:
         parts.append(f"{view.blocked} thread(s) waiting in a call")
-    idle_s = (core.runtime.now() - view.stamp) / 1e9
+    claims = core.ledger.claims
+    active = max(view.stamp, 0 if claims is None else claims.last_put(view.slot))
+    idle_s = (core.runtime.now() - active) / 1e9
     parts.append(f"last active {idle_s:.1f} s ago")
     return ", ".join(parts)
 

@@ -79,6 +79,9 @@ from iterable_queue._cells import (
     BUSY,
     CANCEL_ON_FAILURE,
     CANCELLED,
+    CLAIM_END,
+    CLAIM_IDLE,
+    CLAIM_NEXT,
     CLOSED,
     CONSUMER,
     CONSUMERS,
@@ -99,6 +102,7 @@ from iterable_queue._cells import (
     IN_HAND,
     KIND,
     KIND_NAMES,
+    LANE,
     LEAN,
     LINEAGE,
     LOST,
@@ -132,7 +136,7 @@ from iterable_queue._cells import (
     WORKERS,
     SlotView,
 )
-from iterable_queue._channel import EMPTY, Channel, Hand
+from iterable_queue._channel import EMPTY, Channel, Claims, Hand
 from iterable_queue._errors import (
     REMOVED_BY_OTHERS,
     Cancelled,
@@ -176,6 +180,7 @@ class Ledger:
         me: the slot of this process, or 0 while it is not registered.
         cells: the slots; replaced when they grow.
         hands: those of this process's consumers and workers, by slot.
+        claims: what the channel does whose consumers hold items ahead, if it does.
         lease: writes down what the endpoint in a slot has in hand, where items are redelivered.
     """
 
@@ -184,6 +189,7 @@ class Ledger:
         "_runtime",
         "cells",
         "channel",
+        "claims",
         "end",
         "hands",
         "head",
@@ -205,6 +211,18 @@ class Ledger:
         self.me: int = 0
         self.hands: dict[int, dict[int, Hand]] = {}
         self.lease: Callable[[int, Hand], None] | None = None
+        self.claims: Claims | None = None
+
+    def now(self) -> int:
+        """Nanoseconds on the runtime's clock."""
+        return self._runtime.now()
+
+    def refreshed(self) -> Cells:
+        """The cells of all slots that there are. May be called without the lock."""
+        count = self.head[SLOTS] * SLOT_SIZE
+        if len(self.cells) < count:
+            self.cells = self._runtime.cells(count)
+        return self.cells
 
     def set_up(self, maxsize: int, *, cancel: bool = False, redeliver: bool = False) -> None:
         """Once, by the queue's maker, before anybody else knows of it."""
@@ -224,8 +242,7 @@ class Ledger:
             raise self.refusal()
         head[HOLDER] = self.me or -os.getpid()
         try:
-            if len(self.cells) < head[SLOTS] * SLOT_SIZE:
-                self.cells = self._runtime.cells(head[SLOTS] * SLOT_SIZE)
+            self.refreshed()
             return call(*args, **kwargs)
         finally:
             head[HOLDER] = 0
@@ -262,9 +279,10 @@ class Ledger:
         finally:
             head[HOLDER] = 0
 
-    def take(self, slot: int, hand: Hand, limit: int) -> bool:
+    def take(self, slot: int, hand: Hand, limit: int, many: bool = False) -> bool:
         """Finish what *hand* holds, then move up to *limit* items into its `pending`.
 
+        A hand that claims gets a claim instead, unless the caller wants *many* items at once.
         False: there is none now, and `verdict` tells whether there may be. Raises if cancelled.
         """
         head = self.head
@@ -276,6 +294,8 @@ class Ledger:
                 raise self.refusal()
             if hand.pull is not None:
                 return self._take_lean(hand, limit)
+            if hand.claims:
+                return self._take_claim(slot, hand, limit, many)
             channel = self.channel
             pending = hand.pending
             taken = head[TAKEN]
@@ -284,12 +304,13 @@ class Ledger:
             if queued and limit == 1 and hand.held == 1 and self.lease is None:
                 # One finished, one taken: IN_HAND and BUSY stay as they are.
                 payload = channel.peek()
-                pending += (payload,)
-                head[TAKEN] = taken + 1
-                channel.stash[:] = ()
-                if head[WAIT_ROOM]:
-                    self.room.notify()
-                return True
+                if payload is not EMPTY:
+                    pending += (payload,)
+                    head[TAKEN] = taken + 1
+                    channel.stash[:] = ()
+                    if head[WAIT_ROOM]:
+                        self.room.notify()
+                    return True
             cells = self.cells
             base = slot * SLOT_SIZE
             worker = cells[base + KIND] == WORKER
@@ -349,6 +370,25 @@ class Ledger:
             self.room.notify(len(hand.pending))
         return True
 
+    def _take_claim(self, slot: int, hand: Hand, limit: int, many: bool) -> bool:
+        """`take` for a hand that claims: what it can hand out then is its `claim`.
+
+        Where *many* are wanted, they are moved on to its `pending`.
+        """
+        claims = self.claims
+        assert claims is not None
+        left = claims.resume(slot, hand)
+        if hand.held:
+            self._finish(slot * SLOT_SIZE, hand, False)
+        if not left and not claims.claim(slot, hand):
+            self.settle()
+            return False
+        while many and len(hand.pending) < limit:
+            if not (hand.rest or hand.claim) and not claims.claim(slot, hand):
+                break
+            claims.unclaim(slot, hand, limit - len(hand.pending))
+        return True
+
     def fold(self) -> None:
         """Bring into the cells what hands have counted by themselves."""
         head, cells = self.head, self.cells
@@ -404,10 +444,16 @@ class Ledger:
 
     def taken(self) -> int:
         """Hand-outs to user code. Call `fold` first."""
+        if self.claims is not None:
+            return self.claims.handed_out()
         return self.head[TAKEN] + self.head[LEAN]
 
     def put_in_all(self) -> tuple[int, int]:
         """Items put so far, and items queued, at one moment."""
+        if self.claims is not None:
+            queued = self.channel.size()
+            self.head[HIGHEST] = max(self.head[HIGHEST], queued)
+            return self.claims.put_ever(), queued
         while True:
             self.fold()
             before = self.taken(), self.pending()
@@ -442,7 +488,10 @@ class Ledger:
         """Items handed out and not finished."""
         self.fold()
         cells = self.cells
-        return sum(cells[IN_HAND + SLOT_SIZE : self.head[SLOTS] * SLOT_SIZE : SLOT_SIZE])
+        held = sum(cells[IN_HAND + SLOT_SIZE : self.head[SLOTS] * SLOT_SIZE : SLOT_SIZE])
+        if self.claims is not None:
+            held += self.claims.in_claims()
+        return held
 
     def finished(self) -> int:
         """Items whose taker asked for the next one, or closed."""
@@ -459,6 +508,8 @@ class Ledger:
         head = self.head
         state = head[STATE]
         if state & (CANCELLED | BROKEN):
+            if state & CANCELLED and self.channel.size():
+                self._drop_all()  # put without the lock, by one who has not seen the bit in time
             self._wake_everybody()
         elif state & CLOSED:
             producing = head[PRODUCERS] or head[BUSY]
@@ -599,6 +650,12 @@ class Ledger:
         self.cells[base + KIND] = PROCESS
         return slot
 
+    def open_lane(self) -> int:
+        """A slot for the channel's cells of a lane."""
+        slot = self._allocate("")
+        self.cells[slot * SLOT_SIZE + KIND] = LANE
+        return slot
+
     def _allocate(self, text: str) -> int:
         """A free slot, blank but for *text*; it counts once its KIND is stored."""
         head = self.head
@@ -626,7 +683,7 @@ class Ledger:
         """
         base = slot * SLOT_SIZE
         kind = self.cells[base + KIND]
-        return kind not in (FREE, PROCESS) and self.cells[base + NUMBER] == number
+        return kind not in (FREE, PROCESS, LANE) and self.cells[base + NUMBER] == number
 
     def take_over(self, slot: int, number: int, generation: int | None) -> bool:
         """This process takes the endpoint, if it is still to be had.
@@ -671,6 +728,11 @@ class Ledger:
         if slot in self.hands:
             self.fold()
             del self.hands[slot]
+        if self.claims is not None:
+            if kind == PRODUCER:
+                self.claims.release_lane(slot)
+            elif kind == CONSUMER:
+                self.claims.cut(slot)
         busy = cells[base + IN_HAND] + (1 if cells[base + FLAGS] & UNASKED else 0)
         # Together, up to the free list.
         if kind == PRODUCER:
@@ -683,6 +745,7 @@ class Ledger:
         else:
             head[STATE] |= CLOSED
         cells[base + IN_HAND] = 0
+        cells[base + CLAIM_END] = cells[base + CLAIM_NEXT] = cells[base + CLAIM_IDLE] = 0
         cells[base + KIND] = FREE
         cells[base + NEXT] = head[FREE_SLOT]
         head[FREE_SLOT] = slot
@@ -769,13 +832,26 @@ class Ledger:
         self._wake_everybody()
 
     def _drop_all(self) -> None:
+        if self.claims is not None:
+            for view in list(self.views(CONSUMER)):
+                self.claims.cut(view.slot)
         self.head[DROPPED] += self.channel.size()
         self.channel.clear()
+
+    def was_put(self) -> None:
+        """Something was put without the lock, by one who then saw that somebody should know."""
+        if self.head[STATE] & CANCELLED:
+            self._drop_all()
+        else:
+            self.items.notify()
 
     def mend(self) -> None:
         """Make whole what a holder of the lock left half done that died. May be done again."""
         head = self.head
-        self.cells = cells = self._runtime.cells(head[SLOTS] * SLOT_SIZE)
+        self.cells = self._runtime.cells(head[SLOTS] * SLOT_SIZE)
+        if self.claims is not None:
+            self.claims.mend()
+        cells = self.cells
         opened = {PRODUCER: 0, CONSUMER: 0, WORKER: 0}
         busy = free = 0
         for slot in range(head[SLOTS] - 1, 0, -1):
@@ -836,7 +912,7 @@ class Ledger:
             row[MAKER],
             row[ROAD],
             row[LINEAGE],
-            row[IN_HAND],
+            row[IN_HAND] + (self.claims.in_claim(slot) if self.claims is not None else 0),
             row[BLOCKED],
             row[STAMP],
             text.rstrip(b"\0").decode("utf-8", "replace"),

@@ -114,11 +114,12 @@ class Condition:
         """Wake up to *n* sleepers. Called with the lock held.
 
         The token goes first: an interrupt between the two leaves a surplus, never a sleeper that
-        nobody counts.
+        nobody counts. What interrupts it may notify as well.
         """
         for _ in range(min(n, self._head[self._index])):
             self._semaphore.release()
-            self._head[self._index] -= 1
+            if self._head[self._index] > 0:
+                self._head[self._index] -= 1
 
     def notify_all(self) -> None:
         """Wake every sleeper. Called with the lock held."""

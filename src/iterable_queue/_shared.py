@@ -3,7 +3,7 @@
 A queue is a private directory, in shared memory where there is some:
 
     cells    the ledger's cells: the head, then the slots; grows
-    s0, s1   segments of items, and `spare` (see `_channels.processes`)
+    s<m>.<n> segments of items, of the lane in slot m (see `_channels.log`)
     p<slot>  locked by the process in that slot for as long as it lives (`_liveness`)
     l<n>     locked by a process and by the children that it forked since, which may hold copies of
              endpoints that nobody had taken then
@@ -68,7 +68,7 @@ from iterable_queue._cells import (
     SlotView,
 )
 from iterable_queue._channel import Hand
-from iterable_queue._channels.processes import SpoolChannel
+from iterable_queue._channels.log import LogChannel
 from iterable_queue._core import BRIEFLY_S, Core, stays_here, thread_core
 from iterable_queue._directory import Address, make_directory, remove
 from iterable_queue._errors import (
@@ -86,7 +86,7 @@ from iterable_queue._liveness import (
     runs,
     try_hold,
 )
-from iterable_queue._pickling import pickling, spawning_popen
+from iterable_queue._pickling import pickling, plain_types, spawning_popen
 from iterable_queue._runtime import is_lock_busy
 from iterable_queue._shared_runtime import SharedRuntime, private
 
@@ -129,8 +129,11 @@ class SharedCore(Core):
 
     def __init__(self, address: Address) -> None:
         runtime = SharedRuntime(address)
-        channel = SpoolChannel(runtime.head, address.path)
-        super().__init__(runtime, Ledger(runtime, channel))
+        log = LogChannel(runtime.head, address.path)
+        super().__init__(runtime, Ledger(runtime, log))
+        self.log = log
+        self._log = log
+        log.begin(self.ledger)
         self.address = address
         self._shared_runtime = runtime
         self._life = -1
@@ -147,12 +150,13 @@ class SharedCore(Core):
         self._inherited: list[int] = []
         """Descriptors of such locks that this process got from its parent."""
         self._left = False
+        self._begun = False
         self._looked_at = 0.0
         self._nameless_since = 0.0
         """When the lock was first found so, if it was without a gap since."""
         self._leases = _Leases(address.path, self.ledger.hands)
-        self.keep_leases()
         self.dumps, self.loads = pickling(address.package)
+        self.plain = plain_types(address.package)
         install_exit_hooks(address.package)
         _forks.track(self)  # now that it is whole
 
@@ -251,10 +255,14 @@ class SharedCore(Core):
             return  # it has just stopped watching
         watcher(target)
 
-    def keep_leases(self) -> None:
-        """Write down what is in hand, if this queue redelivers."""
-        if self.ledger.head[cells_.REDELIVER]:
-            self.ledger.lease = self._leases.write
+    def _begin(self) -> None:
+        """Once it is known what kind of queue it is."""
+        self._begun = True
+        head = self.ledger.head
+        if head[cells_.REDELIVER]:
+            self.ledger.lease = self._leases.write  # writes down what is in hand
+        if not (head[cells_.MAXSIZE] or head[cells_.REDELIVER]):
+            self._log.pass_the_lock_by()
 
     # -- taking part -----------------------------------------------------------------------------
 
@@ -266,6 +274,8 @@ class SharedCore(Core):
 
     def register(self) -> None:
         watch()
+        if not self._begun:
+            self._begin()
         if not self.ledger.me:
             self.transact(self._register)
 
@@ -460,6 +470,7 @@ class SharedCore(Core):
         self._life, self.ledger.me = -1, 0
         self._dropped.clear()
         self._shared_runtime.after_fork_in_child()
+        self._log.after_fork_in_child()
         self.ledger.hands.clear()
         for endpoint in _forks.members_of(self.endpoints):
             endpoint.forget()
@@ -769,7 +780,6 @@ def make_shared_core(
         try:
             core = SharedCore(address)
             core.ledger.set_up(maxsize, cancel=cancel, redeliver=redeliver)
-            core.keep_leases()
             core.register()
         except BaseException:
             remove(address)

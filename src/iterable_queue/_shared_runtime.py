@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from iterable_queue import _cells as cells_
 from iterable_queue._cells import HEAD_SIZE
-from iterable_queue._channels.processes import reserve
+from iterable_queue._channels.log import reserve
 from iterable_queue._directory import COUNTING, RECURSIVE, Address, semaphore_names
 from iterable_queue._errors import pack_error, unpack_error
 from iterable_queue._runtime import SLICE_S, Condition, guard

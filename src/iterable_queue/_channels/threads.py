@@ -92,6 +92,9 @@ class ThreadChannel:
     def unwrap(self, payload: Any) -> tuple[Any, int]:
         return payload, 0
 
+    def recheck(self) -> bool:
+        return self.atomic  # threads of one process see each other's stores
+
     def clear(self) -> None:
         while self.peek() is not EMPTY:
             self.stash[:] = ()

@@ -254,9 +254,9 @@ class _Ledger(Ledger):
         self.log.add_item(Put, WORKER if worker else PRODUCER, number, payload)
         return True
 
-    def take(self, slot: int, hand: Hand, limit: int) -> bool:
+    def take(self, slot: int, hand: Hand, limit: int, many: bool = False) -> bool:
         self.check_thread()
-        if not super().take(slot, hand, limit):
+        if not super().take(slot, hand, limit, many):
             return False
         self._tell(Taken, slot, hand.pending)
         return True
