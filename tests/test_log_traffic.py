@@ -17,7 +17,15 @@ from typing import Any, cast
 
 import pytest
 
-from iterable_queue import Consumer, ItemError, IterableQueue, Producer, _fence, _runtime
+from iterable_queue import (
+    Consumer,
+    ItemError,
+    IterableQueue,
+    Producer,
+    _endpoints,
+    _fence,
+    _runtime,
+)
 from iterable_queue._endpoints import CHUNK
 from iterable_queue._ledger import Ledger
 from tests import actors
@@ -205,6 +213,41 @@ def test_threads_share_a_producer(way: None) -> None:
             seen[item].append(next(items))
     assert seen == {n: list(range(3_000)) for n in range(4)}
     assert iq.statistics().put == 4 * 4_000
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+def test_two_threads_write_the_same_entry(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that wrote last before it is published is the one to publish it."""
+    iq = IterableQueue[str]()
+    out, source = iq.get_producer(), iq.get_consumer()
+    out.put("")
+    name = "pack_small" if size == 1 else "pack_large"
+    pack = getattr(_endpoints, name)
+    packed = {number: threading.Event() for number in "ab"}
+    done = threading.Event()
+
+    def pack_and_wait(*arguments: Any) -> None:
+        pack(*arguments)
+        if threading.current_thread() is other:
+            packed["b"].set()
+            assert done.wait(PATIENCE_S)
+        elif not packed["a"].is_set():
+            packed["a"].set()
+            assert packed["b"].wait(PATIENCE_S)
+
+    def put_other() -> None:
+        assert packed["a"].wait(PATIENCE_S)
+        out.put("b" * (size + size // 2))
+
+    other = threading.Thread(target=put_other, daemon=True)
+    other.start()
+    monkeypatch.setattr(_endpoints, name, pack_and_wait)
+    out.put("a" * size)
+    done.set()
+    other.join(PATIENCE_S)
+    out.close()
+    iq.close()
+    assert list(source) == ["", "a" * size, "b" * (size + size // 2)]
 
 
 def test_a_put_goes_on_in_a_new_segment_while_another_thread_puts(way: None) -> None:

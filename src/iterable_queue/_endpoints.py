@@ -362,6 +362,8 @@ class _Putting(Endpoint, Generic[T]):
         if lane is not None:
             # This producer's own lane: no lock, no system call, and room without end.
             head = lane.head
+            if timeout is not None:
+                self._core.deadline(block, timeout)  # raises if that is none
             if head[STATE] > CLOSED:
                 self._core.transact(self._refuse)
             kind = type(item)
@@ -383,10 +385,12 @@ class _Putting(Endpoint, Generic[T]):
                 n = lane.n
                 if n < lane.room:
                     at = ENTRY_BYTES * n + ENTRY_BYTES
+                    lane.writer = payload
                     pack_small(lane.map, at, ~size, stamp, lane.number, payload)
-                    # No call from here to the last of these stores, hence no other thread and no
-                    # signal handler. Did one put, or close, or add a segment before that?
-                    if lane.put == put >= 0:
+                    # Another thread, or a signal handler, comes in after a call only: so here, and
+                    # not before the last of the stores below. Did one write to this entry, put,
+                    # close, or add a segment?
+                    if lane.writer is payload and lane.put == put >= 0:
                         put += 1
                         lane.cells[lane.put_at] = put
                         lane.put = put
@@ -450,8 +454,9 @@ class _Putting(Endpoint, Generic[T]):
             if ENTRY_BYTES * (n + 2) <= lane.low - size:
                 start = lane.low - size
                 at = ENTRY_BYTES * (n + 1)
+                lane.writer = payload
                 pack_large(lane.map, at, start, stamp, tag, size, count)
-                if lane.put == put >= 0:
+                if lane.writer is payload and lane.put == put >= 0:
                     put += count
                     lane.map[start : start + size] = payload
                     lane.cells[lane.put_at] = put

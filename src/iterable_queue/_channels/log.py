@@ -169,6 +169,8 @@ class Lane:
         n, low: records in this segment; where their payloads begin.
         room: how many records it has entries for.
         number: of its producer, which is the tag of its records.
+        writer: the payload that was last written by a put, published or not: it tells a thread
+            whether another one has written to the same entry meanwhile.
         head, dumps, plain: what a put needs beside (see `Core`).
         fence: a full fence (see `_fence`).
         lock: held while a segment is added.
@@ -192,6 +194,7 @@ class Lane:
         "room",
         "segment",
         "successor",
+        "writer",
     )
 
     def __init__(self, base: int, number: int, cells: Cells, fence: Callable[[], object]) -> None:
@@ -202,6 +205,7 @@ class Lane:
         self.fence = fence
         self.put = -1
         self.successor: Lane | None = None
+        self.writer: object = None
         self.head: Cells
         self.dumps: Callable[[Any], bytes]
         self.plain: frozenset[type] = frozenset()
