@@ -453,12 +453,14 @@ class _Putting(Endpoint, Generic[T]):
             n = lane.n
             if ENTRY_BYTES * (n + 2) <= lane.low - size:
                 start = lane.low - size
+                # Now, since to make one may collect garbage (on 3.11), and so call a `__del__`.
+                where = slice(start, start + size)
                 at = ENTRY_BYTES * (n + 1)
                 lane.writer = payload
                 pack_large(lane.map, at, start, stamp, tag, size, count)
                 if lane.writer is payload and lane.put == put >= 0:
+                    lane.map[where] = payload
                     put += count
-                    lane.map[start : start + size] = payload
                     lane.cells[lane.put_at] = put
                     lane.put = put
                     lane.n = n + 1
