@@ -30,7 +30,7 @@ from iterable_queue._endpoints import CHUNK
 from iterable_queue._ledger import Ledger
 from tests import actors
 from tests.actors import PATIENCE_S, Stage, context_of
-from tests.conftest import FORKS, Processes
+from tests.conftest import FORKS, Processes, wait_until
 
 pytestmark = FORKS
 
@@ -93,6 +93,21 @@ def test_items_meet_after_many_fast_ones(stage: Stage, tmp_path: Path, many: boo
         actors.put(out, *last)
     meeting = [consumer.begin(meet, tmp_path, 4) for consumer in consumers]
     assert sorted(item for call in meeting for item in call.result()) == last
+
+
+def test_a_batch_wakes_as_many_as_it_has_items(
+    stage: Stage, tmp_path: Path, way: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody wakes by itself here."""
+    monkeypatch.setattr(_runtime, "SLICE_S", 10 * PATIENCE_S)
+    iq = stage.queue()
+    out = iq.get_producer()
+    consumers = [stage.cast(iq.get_consumer()) for _ in range(3)]
+    meeting = [consumer.begin(meet, tmp_path, 3) for consumer in consumers]
+    for batch in ([1, 2, 3], [4, 5, 6]):
+        wait_until(lambda: iq.statistics().blocked_consumers == 3, "all wait")
+        out.put_many(batch)
+    assert sorted(item for call in meeting for item in call.result()) == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_fast_consumer_claims_in_bulk_and_a_slow_one_singly(

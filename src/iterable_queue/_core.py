@@ -11,6 +11,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 from weakref import WeakSet
 
@@ -216,15 +217,15 @@ class Core:
                 return False
         return True
 
-    def tell_of_put(self) -> None:
-        """Wake who waits for an item. It is put, so this raises nothing; a sleeper looks anyway."""
+    def tell_of_put(self, count: int = 1) -> None:
+        """Wake who waits for items. They are put, so this raises nothing; sleepers look anyway."""
         try:
-            self.try_transact(SLICE_S, self.ledger.was_put)
+            self.try_transact(SLICE_S, partial(self.ledger.was_put, count))
         except ChannelBroken:
             pass
         except WouldDeadlock:
             # The put interrupted a call of this thread, which has the lock.
-            self.ledger.items.notify()
+            self.ledger.items.notify(count)
 
     def lock_was_busy(self, error: KeyError) -> None:
         """Returns if the lock is worth waiting for; *error* came out of `with lock`."""

@@ -472,7 +472,7 @@ class _Putting(Endpoint, Generic[T]):
                 lane = self._extend_lane(lane, INLINE + 1 + size)
         lane.fence()
         if lane.head[WAIT_ITEM]:
-            self._core.tell_of_put()
+            self._core.tell_of_put(count)
 
     def _put_many_on(self, items: Iterator[T]) -> None:
         """Put *items*, which can't block, on this producer's own lane.

@@ -838,12 +838,12 @@ class Ledger:
         self.head[DROPPED] += self.channel.size()
         self.channel.clear()
 
-    def was_put(self) -> None:
-        """Something was put without the lock, by one who then saw that somebody should know."""
+    def was_put(self, count: int = 1) -> None:
+        """Items were put without the lock, by one who then saw that somebody should know."""
         if self.head[STATE] & CANCELLED:
             self._drop_all()
         else:
-            self.items.notify()
+            self.items.notify(count)
 
     def mend(self) -> None:
         """Make whole what a holder of the lock left half done that died. May be done again."""
