@@ -339,6 +339,35 @@ def test_batches_come_as_they_went(way: None, items: list[Any]) -> None:
     assert [type(item) for item in got] == [type(item) for item in 2 * items]
 
 
+# Threads that share a consumer
+
+
+def test_one_of_two_threads_claims(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is one claim for a consumer; both come for their first item at once."""
+    iq = IterableQueue[int]()
+    out, source = iq.get_producer(), iq.get_consumer()
+    out.put_many(range(100))
+    calls = 0
+
+    def racing() -> int:
+        nonlocal calls
+        if threading.current_thread() is threading.main_thread():
+            calls += 1
+            if calls == 2:
+                other = threading.Thread(target=source.get, daemon=True)
+                other.start()
+                other.join(PATIENCE_S)
+        return threading.get_ident()
+
+    monkeypatch.setattr(_endpoints, "get_ident", racing)
+    assert source.get() == 1
+    assert calls >= 2
+    assert sum(hand.claims for hand in cast("Any", source)._hands.values()) == 1
+    out.close()
+    iq.close()
+    assert list(source) == list(range(2, 100))
+
+
 # Iterating
 
 

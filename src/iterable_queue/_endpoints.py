@@ -224,7 +224,7 @@ class Endpoint:
         self._ready = False
         lane, self._lane = self._lane, None
         while lane is not None:
-            lane.put = -1  # a put that was interrupted by this fork is none here
+            lane.end()  # a put that was interrupted by this fork is none here
             lane = lane.successor
         self._blocked.clear()
 
@@ -388,9 +388,9 @@ class _Putting(Endpoint, Generic[T]):
                     lane.writer = payload
                     pack_small(lane.map, at, ~size, stamp, lane.number, payload)
                     # Another thread, or a signal handler, comes in after a call only: so here, and
-                    # not before the last of the stores below. Did one write to this entry, put,
-                    # close, or add a segment?
-                    if lane.writer is payload and lane.put == put >= 0:
+                    # not between the look at `put` and this, nor before the last of the stores
+                    # below. Did one write to this entry, put, close, or add a segment?
+                    if lane.writer is payload and lane.put == put:
                         put += 1
                         lane.cells[lane.put_at] = put
                         lane.put = put
@@ -455,18 +455,19 @@ class _Putting(Endpoint, Generic[T]):
                 start = lane.low - size
                 # Now, since to make one may collect garbage (on 3.11), and so call a `__del__`.
                 where = slice(start, start + size)
-                at = ENTRY_BYTES * (n + 1)
-                lane.writer = payload
-                pack_large(lane.map, at, start, stamp, tag, size, count)
-                if lane.writer is payload and lane.put == put >= 0:
-                    lane.map[where] = payload
-                    put += count
-                    lane.cells[lane.put_at] = put
-                    lane.put = put
-                    lane.n = n + 1
-                    lane.low = start
-                    lane.room = start // ENTRY_BYTES - 1
-                    break
+                if lane.put == put:  # still: no call between this and the next
+                    lane.writer = payload
+                    at = ENTRY_BYTES * n + ENTRY_BYTES
+                    pack_large(lane.map, at, start, stamp, tag, size, count)
+                    if lane.writer is payload and lane.put == put:
+                        lane.map[where] = payload
+                        put += count
+                        lane.cells[lane.put_at] = put
+                        lane.put = put
+                        lane.n = n + 1
+                        lane.low = start
+                        lane.room = start // ENTRY_BYTES - 1
+                        break
                 lane = self._check_lane(lane)
             else:
                 lane = self._extend_lane(lane, INLINE + 1 + size)
@@ -597,6 +598,8 @@ class _Getting(Endpoint, Generic[T]):
         hand = self._hands.get(get_ident())
         if hand is not None:
             if hand.claim and not hand.busy:
+                if timeout is not None:
+                    self._core.deadline(block, timeout)  # raises if that is none
                 item = self._hand_out(hand)
                 if item is not EMPTY:
                     return item  # type: ignore[no-any-return]
@@ -716,11 +719,12 @@ class _Getting(Endpoint, Generic[T]):
 
     def _new_hand(self) -> Hand:
         lean = self.kind == CONSUMER and self._ledger.channel.atomic
-        hand = Hand(self._ledger.channel, lean)
-        # There is one claim in a slot: it is the first thread's.
-        claims = self.kind == CONSUMER and self._ledger.claims is not None
-        hand.claims = claims and not self._hands
-        return self._hands.setdefault(get_ident(), hand)
+        ident = get_ident()
+        hand = self._hands.setdefault(ident, Hand(self._ledger.channel, lean))
+        if self.kind == CONSUMER and self._ledger.claims is not None:
+            # There is one claim in a slot: it is that of the thread that was the first to come.
+            hand.claims = list(self._hands)[:1] == [ident]  # empty, once another one has closed
+        return hand
 
     def _take_patiently(
         self, hand: Hand, limit: int, deadline: float | None, many: bool = False

@@ -221,6 +221,11 @@ class Lane:
         self.low = low
         self.room = low // ENTRY_BYTES - 1
 
+    def end(self) -> None:
+        """Nothing is put by this object any more."""
+        self.put = self.room = -1
+        self.low = 0
+
     @property
     def tail(self) -> int:
         """The position of the next record."""
@@ -537,12 +542,13 @@ class LogChannel:
         while lane.successor is not None:
             lane = lane.successor
         # Together: from here on, no thread puts to it.
-        put = lane.put
-        lane.put = -1
+        put, n, low = lane.put, lane.n, lane.low
+        lane.put = lane.room = -1
+        lane.low = 0
         cells = lane.cells
         cells[lane.base + LEFT_AT] = 0  # its last writer may have put nothing, and gone on
-        cells[lane.base + TAIL + (put & 1)] = lane.tail
-        cells[lane.base + LOW + (put & 1)] = lane.low
+        cells[lane.base + TAIL + (put & 1)] = lane.segment.file << FILE_SHIFT | n << PLACE_BITS
+        cells[lane.base + LOW + (put & 1)] = low
         cells[lane.base + LEFT_AT] = put
 
     def _tail(self, base: int) -> tuple[Segment, int, int]:
@@ -649,8 +655,10 @@ class LogChannel:
         old.cells[FOLLOWED] = new.file + 1
         old.cells[FULL] = lane.n + 1
         put = lane.put
-        lane.put = -1
         if owned:
+            # In the old one, nothing has room any more, and no put is the next.
+            lane.put = lane.room = -1
+            lane.low = 0
             lane.successor = after
         after.segment = new
         after.map = new.map
