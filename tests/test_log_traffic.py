@@ -10,7 +10,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -366,6 +366,47 @@ def test_one_of_two_threads_claims(monkeypatch: pytest.MonkeyPatch) -> None:
     out.close()
     iq.close()
     assert list(source) == list(range(2, 100))
+
+
+@pytest.mark.parametrize("loop", [False, True])
+def test_another_thread_closes_a_consumer_while_it_hands_out(
+    loop: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What counts as handed out is returned; the rest of the claim goes to the others."""
+    closes = False
+
+    class Fences(_fence.Fences):
+        def renew(self) -> Callable[[], object]:
+            full = super().renew()
+
+            def fence() -> None:
+                nonlocal closes
+                full()
+                if closes:
+                    closes = False
+                    other = threading.Thread(target=source.close, daemon=True)
+                    other.start()
+                    other.join(PATIENCE_S)
+
+            return fence
+
+    monkeypatch.setattr(_fence, "Fences", Fences)
+    iq = IterableQueue[int]()
+    out, source = iq.get_producer(), iq.get_consumer()
+    out.put_many(range(100))
+    items = iter(source)
+    call = items.__next__ if loop else source.get
+    got = [call() for _ in range(10)]
+    hand = next(iter(cast("Any", source)._hands.values()))
+    while not hand.claim:
+        got.append(call())
+    closes = True
+    got.append(call())
+    assert not closes
+    assert source.closed
+    assert got == list(range(len(got)))
+    statistics = iq.statistics()
+    assert (statistics.taken, statistics.queued) == (len(got), 100 - len(got))
 
 
 # Iterating

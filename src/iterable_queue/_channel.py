@@ -74,6 +74,10 @@ class Claims(Protocol):
         """Finish what the hand was handed, and see what of its claim is left. False: nothing."""
         ...
 
+    def is_handed_out(self, slot: int, hand: Hand) -> bool:
+        """Whether the next item of the claim counts as handed out, and was not returned yet."""
+        ...
+
     def put_back(self, slot: int, hand: Hand) -> None:
         """Finish what the hand was handed; an item whose hand-out was interrupted is put again."""
 
@@ -116,6 +120,8 @@ class Claims(Protocol):
 
 GONE: Final[list[Any]] = []
 """What the hands of a closed consumer have claimed; stays empty."""
+LAST: Final[list[Any]] = []
+"""The same, where the item that was just being handed out counts as such: it is to be returned."""
 
 
 class Hand:
@@ -181,7 +187,7 @@ class Hand:
         """It may have a claim."""
         self.claim: list[Any] = []
         """Payloads claimed and not handed out, the next one last. Replaced when that changes
-        otherwise than by handing out; GONE once the endpoint was closed."""
+        otherwise than by handing out; GONE or LAST once the endpoint was closed."""
         self.rest: list[Any] = []
         """What is left of the claim while items of it are pending."""
         self.opened: bool = False

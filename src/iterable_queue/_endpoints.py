@@ -32,7 +32,7 @@ from iterable_queue._cells import (
     WATCHED,
     WORKER,
 )
-from iterable_queue._channel import EMPTY, ENTRY_BYTES, GONE, INLINE, PICKLED, Hand
+from iterable_queue._channel import EMPTY, ENTRY_BYTES, GONE, INLINE, LAST, PICKLED, Hand
 from iterable_queue._core import Core, check_exception, check_int, stays_here, user_line
 from iterable_queue._errors import (
     ChannelBroken,
@@ -666,10 +666,13 @@ class _Getting(Endpoint, Generic[T]):
             # store: there is no call between.
             cells[hand.next_at] = at + 1
             hand.fence()
-            if hand.claim is not claim or hand.next != at:
-                continue  # closed by another thread, or a signal handler got an item here
-            if cells[hand.end_at] <= at:
-                break
+            if hand.next != at:
+                continue  # a signal handler got an item here
+            if hand.claim is claim:
+                if cells[hand.end_at] <= at:
+                    break
+            elif hand.claim is not LAST:
+                continue  # closed by another thread
             item = claim[-1]
             if not hand.opened:
                 # What an interrupt keeps from being returned is handed out by the next call.
@@ -677,7 +680,7 @@ class _Getting(Endpoint, Generic[T]):
                     item = self._loads(item)  # type: ignore[misc]
                 except Exception as error:
                     self._was_not_opened(hand, claim, at, error)
-                if hand.next != at or (hand.claim is not claim and hand.claim is not GONE):
+                if hand.next != at or (hand.claim is not claim and hand.claim is not LAST):
                     continue
             hand.next = at + 1
             del claim[-1]
@@ -832,7 +835,12 @@ class _Getting(Endpoint, Generic[T]):
                 at = hand.next  # type: ignore[union-attr]
                 cells[next_at] = at + 1
                 fence()
-                if hand.claim is not claim or hand.next != at or cells[end_at] <= at:  # type: ignore[union-attr]
+                if hand.next != at:  # type: ignore[union-attr]
+                    break
+                if hand.claim is claim:  # type: ignore[union-attr]
+                    if cells[end_at] <= at:
+                        break
+                elif hand.claim is not LAST:  # type: ignore[union-attr]
                     break
                 item = claim[-1]
                 if not opened:
@@ -843,7 +851,7 @@ class _Getting(Endpoint, Generic[T]):
                             item = loads(item)
                     except Exception as error:
                         self._was_not_opened(hand, claim, at, error)  # type: ignore[arg-type]
-                    if hand.next != at or (hand.claim is not claim and hand.claim is not GONE):  # type: ignore[union-attr]
+                    if hand.next != at or (hand.claim is not claim and hand.claim is not LAST):  # type: ignore[union-attr]
                         break
                 hand.next = at + 1  # type: ignore[union-attr]
                 del claim[-1]
@@ -878,12 +886,15 @@ class _Getting(Endpoint, Generic[T]):
     def _finish_locked(self, transition: Callable[..., object], args: tuple[object, ...]) -> None:
         claims = self._ledger.claims
         for ident, hand in list(self._hands.items()):
-            mine = ident == get_ident() and bool(hand.claim or hand.rest)
-            if claims is not None and mine and not is_handing_out(hand):
-                claims.put_back(self.slot, hand)  # what an interrupt has kept from being returned
+            last = False
+            if claims is not None and (hand.claim or hand.rest):
+                if ident == get_ident() and not is_handing_out(hand):
+                    claims.put_back(self.slot, hand)  # what an interrupt kept from being returned
+                last = claims.is_handed_out(self.slot, hand)
             if hand.quick is not None:
                 hand.quick = _nothing  # another thread may be about to call it
-            hand.claim = GONE  # likewise: it has seen this, or its item counts as handed out
+            # Likewise: it has not come to the store that hands out, or returns what that did.
+            hand.claim = LAST if last else GONE
             if not hand.busy:
                 self._ledger.give_back(self.slot, hand)
             elif hand.pull is not None:

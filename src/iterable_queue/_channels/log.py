@@ -972,18 +972,19 @@ class LogChannel:
         # In this order: IDLE above NEXT, which a store of both can't prevent, means none in hand.
         cells[mine + CLAIM_IDLE] = at
         claim = hand.rest or hand.claim
-        if not self._was_interrupted(mine, hand):
+        if not self.is_handed_out(slot, hand):
             cells[mine + CLAIM_NEXT] = at
         # Together; of what was taken away, the payloads go as well.
         hand.claim = claim[len(claim) - left :] if left > 0 else []
         hand.rest = []
         return left > 0
 
-    def _was_interrupted(self, mine: int, hand: Hand) -> bool:
-        """Whether the next item of the claim counts as handed out, and was not returned.
+    def is_handed_out(self, slot: int, hand: Hand) -> bool:
+        """Whether the next item of the claim counts as handed out, and was not returned yet.
 
         Its segment may be written again by now: only the hand still has it.
         """
+        mine = slot * SLOT_SIZE
         cells = self._ledger.cells
         return bool(hand.claim) and hand.next < cells[mine + CLAIM_NEXT] <= cells[mine + CLAIM_END]
 
@@ -991,7 +992,7 @@ class LogChannel:
         """Finish what the hand was handed; an item whose hand-out was interrupted is put again."""
         self.resume(slot, hand)
         mine = slot * SLOT_SIZE
-        if not self._was_interrupted(mine, hand):
+        if not self.is_handed_out(slot, hand):
             return
         self.roll()
         payload, tag, stamp = hand.claim[-1], hand.tag(), hand.stamp
