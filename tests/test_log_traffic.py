@@ -5,6 +5,8 @@ Single stores are in `test_log`.
 
 from __future__ import annotations
 
+import gc
+import os
 import random
 import re
 import sys
@@ -488,3 +490,24 @@ def test_a_fence_is_renewed_before_it_is_used_up(monkeypatch: pytest.MonkeyPatch
     assert fences.full == first
     fences.full()
     assert fences.renew() != first
+
+
+def test_a_queue_that_was_dropped_keeps_no_file_open(way: None) -> None:
+    """Not even until garbage is collected: a program may make a thousand of them."""
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(5):
+            iq = IterableQueue[bytes]()
+            out, source = iq.get_producer(), iq.get_consumer()
+            out.put(b"small")
+            out.put(bytes(100_000))
+            actors.get(source, 2)
+            out.close()
+            source.close()
+            iq.close()
+            del iq, out, source
+        assert len(os.listdir("/proc/self/fd")) == before
+    finally:
+        gc.enable()

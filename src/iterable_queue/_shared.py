@@ -592,6 +592,7 @@ class SharedCore(Core):
             except ChannelBroken:
                 break
         self._let_go()
+        self._log.end()
         life, self._life = self._life, -1
         if life >= 0:
             os.close(life)

@@ -243,6 +243,18 @@ class Lane:
         self.room = start // ENTRY_BYTES - 1
 
 
+class _Left:
+    """What is left of a ledger for a channel whose process takes part no more."""
+
+    __slots__ = ("cells",)
+
+    def __init__(self, cells: Cells) -> None:
+        self.cells = cells
+
+    def refreshed(self) -> Cells:
+        return self.cells
+
+
 class LogChannel:
     """The lanes in the directory *path*. Called with the ledger's lock held, unless said otherwise.
 
@@ -299,6 +311,13 @@ class LogChannel:
         if self._fences is not None:
             self._fences.renew()()
         return self.lockless
+
+    def end(self) -> None:
+        """This process takes part no more: no file stays open until garbage is collected."""
+        self._kept.clear()
+        self._shared = None
+        left: Any = _Left(self._ledger.cells)
+        self._ledger = left
 
     def after_fork_in_child(self) -> None:
         """A thread of the parent may have been writing to lane 0."""
