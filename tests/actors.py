@@ -28,6 +28,7 @@ from typing import (
     NamedTuple,
     NoReturn,
     ParamSpec,
+    Self,
     TypeVar,
     cast,
 )
@@ -224,6 +225,12 @@ class Stage:
         puppet: Puppet[E] = Puppet(here, process, self.method)
         self._puppets.append(puppet)
         return puppet
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
 
     def end(self) -> None:
         """Let all puppets go. The fixture kills processes that do not."""

@@ -60,22 +60,16 @@ NAMELESS_S = 1.5
 @pytest.fixture
 def stage(context: Context, processes: Processes) -> Iterator[Stage]:
     """Processes of each start method."""
-    stage = Stage(context, processes)
-    try:
+    with Stage(context, processes) as stage:
         yield stage
-    finally:
-        stage.end()
 
 
 @pytest.fixture(params=["threads", *START_METHODS])
 def any_stage(request: pytest.FixtureRequest, processes: Processes) -> Iterator[Stage]:
     """Threads, and processes of each start method."""
     param: str = request.param
-    stage = Stage(None if param == "threads" else context_of(param), processes)
-    try:
+    with Stage(None if param == "threads" else context_of(param), processes) as stage:
         yield stage
-    finally:
-        stage.end()
 
 
 class Totals(NamedTuple):

@@ -60,11 +60,8 @@ pytestmark = FORKS
 @pytest.fixture
 def stage(processes: Processes) -> Iterator[Stage]:
     """Forked processes: those that inherit whatever there is to inherit."""
-    stage = Stage(context_of("fork"), processes)
-    try:
+    with Stage(context_of("fork"), processes) as stage:
         yield stage
-    finally:
-        stage.end()
 
 
 def wait_for_waiting(iq: IterableQueue[Any], *, producers: int = 0, consumers: int = 0) -> None:

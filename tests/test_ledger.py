@@ -2281,13 +2281,21 @@ def test_mend_makes_whole_what_a_killed_holder_left(
     tmp_path: Path, act: str, redeliver: bool
 ) -> None:
     """Killed before any store: counts and slots agree, and each item comes as it should."""
+    once = act != "give back" or not redeliver
+    check_mending(tmp_path, act, ACTS[act], once=once, redeliver=redeliver)
+
+
+def check_mending(
+    tmp_path: Path, name: str, act: Callable[[Scene], object], *, once: bool, **options: bool
+) -> None:
+    """Kill *act* before each of its stores, in a scene of its own; then mend, bury, and finish."""
     for store in itertools.count():
         path = tmp_path / str(store)
         path.mkdir()
-        it = Scene(path, redeliver=redeliver)
+        it = Scene(path, **options)
         before = {view.slot for view in it.desk.ledger.views()}
-        over = it.die_or_end(ACTS[act], store)
-        assert not over or store > 1
+        over = it.die_or_end(act, store)
+        assert not over or store > (name != "hand out"), "which is one store"
         ledger = it.survive()
         for _ in range(2):  # doing it again does no harm
             ledger.mend()
@@ -2295,14 +2303,14 @@ def test_mend_makes_whole_what_a_killed_holder_left(
             check_totals(ledger, len(it.put))
             assert not (ledger.head[STATE] & CANCELLED and ledger.channel.size())
         gone = before - {view.slot for view in ledger.views()}
-        ends = any(end in act for end in ("close", "fail", "cancel"))
+        ends = any(end in name for end in ("close", "fail", "cancel"))
         assert len(gone) <= ends, "no other slot was lost"
         ledger.head[HOLDER] = 0
         it.bury()
         check_slots(ledger)
         check_totals(ledger, len(it.put))
         if not ledger.head[STATE] & CANCELLED:
-            finish(it, once=act != "give back" or not redeliver)
+            finish(it, once=once)
         if over:
             return
 
@@ -2323,28 +2331,7 @@ CLAIM_ACTS: dict[str, Callable[[Scene], object]] = {
 @pytest.mark.parametrize("act", CLAIM_ACTS)
 def test_mend_makes_claims_whole(tmp_path: Path, act: str) -> None:
     """Killed before any store, with a claim and a lane: each item is there, or was in its hand."""
-    for store in itertools.count():
-        path = tmp_path / str(store)
-        path.mkdir()
-        it = Scene(path, claims=True)
-        before = {view.slot for view in it.desk.ledger.views()}
-        over = it.die_or_end(CLAIM_ACTS[act], store)
-        ledger = it.survive()
-        for _ in range(2):
-            ledger.mend()
-            check_slots(ledger)
-            check_totals(ledger, len(it.put))
-        gone = before - {view.slot for view in ledger.views()}
-        ends = any(end in act for end in ("close", "fail", "cancel"))
-        assert len(gone) <= ends, "no other slot was lost"
-        ledger.head[HOLDER] = 0
-        it.bury()
-        check_slots(ledger)
-        check_totals(ledger, len(it.put))
-        if not ledger.head[STATE] & CANCELLED:
-            finish(it, once=True)
-        if over:
-            return
+    check_mending(tmp_path, act, CLAIM_ACTS[act], once=True, claims=True)
 
 
 def test_mend_finds_all_free_slots(desk: Desk) -> None:

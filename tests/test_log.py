@@ -46,7 +46,7 @@ from iterable_queue._cells import (
     WAIT_ITEM,
     WAIT_ROOM,
 )
-from iterable_queue._channel import EMPTY, ENTRY_BYTES, INLINE, Hand
+from iterable_queue._channel import EMPTY, ENTRY_BYTES, INLINE, Hand, pack_large, pack_small
 from iterable_queue._channels.log import (
     CLAIM_BYTES,
     CLAIM_MOST,
@@ -71,8 +71,6 @@ from iterable_queue._channels.log import (
     TAIL,
     Lane,
     LogChannel,
-    pack_large,
-    pack_small,
     reserve,
 )
 from iterable_queue._fence import is_supported

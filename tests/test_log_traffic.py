@@ -20,6 +20,7 @@ from typing import Any, cast
 import pytest
 
 from iterable_queue import (
+    ChannelBroken,
     Consumer,
     ItemError,
     IterableQueue,
@@ -39,11 +40,8 @@ pytestmark = FORKS
 
 @pytest.fixture
 def stage(processes: Processes) -> Iterator[Stage]:
-    stage = Stage(context_of("fork"), processes)
-    try:
+    with Stage(context_of("fork"), processes) as stage:
         yield stage
-    finally:
-        stage.end()
 
 
 @pytest.fixture(params=["fast", "slow"])
@@ -466,6 +464,25 @@ def test_when_a_producer_was_last_active(way: None) -> None:
         assert re.search(r"producer 1, .* last active [0-9]\.. s ago", iq.explain())
 
 
+# The end of a process
+
+
+def test_who_has_left_touches_nothing_any_more(way: None) -> None:
+    """Its slots and lanes are others' by then, while its threads may go on for a moment."""
+    iq = IterableQueue[int]()
+    out, source = iq.get_producer(), iq.get_consumer()
+    out.put_many(range(100))
+    assert actors.get(source, 20) == list(range(20))
+    lane = cast("Any", out)._lane
+    cast("Any", iq)._core.leave("ends here")
+    before = list(log_of(iq)._ledger.cells)
+    for call in (lambda: out.put(1), lambda: out.put_many([1, 2]), source.get, source.__next__):
+        with pytest.raises(ChannelBroken, match="has left"):
+            call()
+    assert list(log_of(iq)._ledger.cells) == before
+    assert lane is None or (lane.put, lane.room) == (-1, -1)
+
+
 # Files
 
 
@@ -479,17 +496,6 @@ def test_producers_one_after_another_write_to_one_lane(way: None) -> None:
         assert actors.get(source, 10) == list(range(n, n + 10))
     assert len(list(directory.glob("s*"))) <= 3
     assert len(log_of(iq)._bases()) <= 2
-
-
-def test_a_fence_is_renewed_before_it_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_fence, "_MOST", 10)
-    fences = _fence.Fences()
-    first = fences.full
-    for _ in range(10):
-        fences.renew()()
-    assert fences.full == first
-    fences.full()
-    assert fences.renew() != first
 
 
 def test_a_queue_that_was_dropped_keeps_no_file_open(way: None) -> None:

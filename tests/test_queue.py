@@ -74,11 +74,8 @@ def iq(make: Make) -> IterableQueue[Any]:
 @pytest.fixture
 def stage(processes: Processes) -> Iterator[Stage]:
     """Threads that act as they are told."""
-    stage = Stage(None, processes)
-    try:
+    with Stage(None, processes) as stage:
         yield stage
-    finally:
-        stage.end()
 
 
 def wait_for_blocked(iq: IterableQueue[Any], *, producers: int = 0, consumers: int = 0) -> None:

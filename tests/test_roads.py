@@ -45,11 +45,8 @@ PATIENCE_S = actors.PATIENCE_S
 @pytest.fixture
 def stage(context: Context, processes: Processes) -> Iterator[Stage]:
     """Processes of each start method."""
-    stage = Stage(context, processes)
-    try:
+    with Stage(context, processes) as stage:
         yield stage
-    finally:
-        stage.end()
 
 
 def ends(iq: IterableQueue[Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
@@ -18,6 +19,10 @@ STAMP_OFFSET: Final = 8
 TAG_OFFSET: Final = 16
 INLINE: Final = 40
 """A payload of up to so many bytes is in its entry."""
+pack_small: Final = Struct(f"qqq{INLINE}s").pack_into
+pack_large: Final = Struct("qqqqq").pack_into
+unpack_entry: Final = Struct(f"qqq{INLINE}s").unpack_from
+"""What writes and reads an entry. Called for each item put, so endpoints call them as well."""
 PICKLED: Final = 0x80
 """What `pickle` makes begins with this byte; what `marshal` makes of plain types never does."""
 

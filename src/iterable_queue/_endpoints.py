@@ -13,7 +13,6 @@ from itertools import islice, repeat
 from marshal import dumps as marshal_dumps
 from marshal import loads as marshal_loads
 from queue import Empty, Full, SimpleQueue
-from struct import Struct
 from threading import get_ident
 from time import monotonic_ns
 from types import FrameType, TracebackType
@@ -32,7 +31,17 @@ from iterable_queue._cells import (
     WATCHED,
     WORKER,
 )
-from iterable_queue._channel import EMPTY, ENTRY_BYTES, GONE, INLINE, LAST, PICKLED, Hand
+from iterable_queue._channel import (
+    EMPTY,
+    ENTRY_BYTES,
+    GONE,
+    INLINE,
+    LAST,
+    PICKLED,
+    Hand,
+    pack_large,
+    pack_small,
+)
 from iterable_queue._core import Core, check_exception, check_int, stays_here, user_line
 from iterable_queue._errors import (
     ChannelBroken,
@@ -50,10 +59,6 @@ if TYPE_CHECKING:
     from iterable_queue._channels.log import Lane
 
 T = TypeVar("T")
-
-pack_small: Final = Struct(f"qqq{INLINE}s").pack_into
-pack_large: Final = Struct("qqqqq").pack_into
-"""What writes an entry of a segment (`_channels.log`)."""
 
 PLAIN_SEQUENCES = (list, tuple, range, str, bytes, bytearray, memoryview, frozenset, set, dict)
 """Iterating over one of these (exactly) can't block, so that `put_many` may gather its items."""
@@ -220,11 +225,11 @@ class Endpoint:
         )
 
     def forget(self) -> None:
-        """In a forked child: nothing that was known of this endpoint holds here."""
+        """Nothing known of it holds any more: in a forked child, or once the queue was left."""
         self._ready = False
         lane, self._lane = self._lane, None
         while lane is not None:
-            lane.end()  # a put that was interrupted by this fork is none here
+            lane.end()  # also for a put that this has interrupted
             lane = lane.successor
         self._blocked.clear()
 
@@ -905,6 +910,8 @@ class _Getting(Endpoint, Generic[T]):
 
     def forget(self) -> None:
         super().forget()
+        for hand in list(self._hands.values()):
+            hand.claim = GONE
         self._hands.clear()
 
 

@@ -257,12 +257,12 @@ class SharedCore(Core):
 
     def _begin(self) -> None:
         """Once it is known what kind of queue it is."""
-        self._begun = True
         head = self.ledger.head
         if head[cells_.REDELIVER]:
             self.ledger.lease = self._leases.write  # writes down what is in hand
         if not (head[cells_.MAXSIZE] or head[cells_.REDELIVER]):
             self._log.pass_the_lock_by()
+        self._begun = True  # last: an interrupt before this has it done again
 
     # -- taking part -----------------------------------------------------------------------------
 
@@ -576,6 +576,9 @@ class SharedCore(Core):
         self._left = True
         last = False
         takes_part = self.ledger.me or self._inherited
+        # First: other threads may still use endpoints whose slots and lanes others get next.
+        for endpoint in _forks.members_of(self.endpoints):
+            endpoint.forget()
         for _ in range(LEAVE_SLICES if takes_part else 0):
             try:
                 with self.runtime.lock:

@@ -33,7 +33,6 @@ import mmap
 import os
 import threading
 from collections.abc import Callable, Iterable
-from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 
 from iterable_queue import _fence
@@ -64,7 +63,14 @@ from iterable_queue._cells import (
     STATE,
     TAKEN,
 )
-from iterable_queue._channel import EMPTY, ENTRY_BYTES, INLINE
+from iterable_queue._channel import (
+    EMPTY,
+    ENTRY_BYTES,
+    INLINE,
+    pack_large,
+    pack_small,
+    unpack_entry,
+)
 from iterable_queue._errors import REMOVED_BY_OTHERS, ChannelBroken, WouldDeadlock
 
 if TYPE_CHECKING:
@@ -111,10 +117,6 @@ LENGTH: Final = 3  # of a payload that is not in the entry
 COUNT: Final = 4  # likewise, of its items: above 1, it is a chunk, a list that `marshal` has packed
 ENTRY: Final = ENTRY_BYTES // 8
 
-pack_small: Final = Struct(f"qqq{INLINE}s").pack_into
-pack_large: Final = Struct("qqqqq").pack_into
-unpack_entry: Final = Struct(f"qqq{INLINE}s").unpack_from
-"""What writes and reads an entry."""
 
 FIRST_SIZE: Final = 1 << 16
 LARGEST_SIZE: Final = 1 << 22
