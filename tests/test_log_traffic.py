@@ -22,6 +22,7 @@ import pytest
 from iterable_queue import (
     ChannelBroken,
     Consumer,
+    ConsumerClosed,
     ItemError,
     IterableQueue,
     Producer,
@@ -31,6 +32,7 @@ from iterable_queue import (
 )
 from iterable_queue._endpoints import CHUNK
 from iterable_queue._ledger import Ledger
+from iterable_queue._runtime import Condition
 from tests import actors
 from tests.actors import PATIENCE_S, Stage, context_of
 from tests.conftest import FORKS, Processes, wait_until
@@ -183,6 +185,29 @@ def test_no_wake_up_is_lost(
     """Nobody wakes by itself here: whoever is not woken sleeps until the test gives up."""
     monkeypatch.setattr(_runtime, "SLICE_S", 10 * PATIENCE_S)
     run_for(stage, 2.0, maxsize)
+
+
+def test_what_is_put_just_before_a_consumer_says_that_it_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its producer has seen nobody wait; so the consumer looks again."""
+    monkeypatch.setattr(_runtime, "SLICE_S", PATIENCE_S / 4)
+    iq = IterableQueue[int]()
+    out, source = iq.get_producer(), iq.get_consumer()
+    announce = Condition.announce
+    puts = iter([out.put])
+
+    def late(self: Condition) -> None:
+        for put in puts:
+            put(1)
+        announce(self)
+
+    out.put(0)
+    assert source.get() == 0
+    monkeypatch.setattr(Condition, "announce", late)
+    began = time.monotonic()
+    assert source.get() == 1
+    assert time.monotonic() - began < actors.on_this_machine(PATIENCE_S / 8)
 
 
 @pytest.mark.soak
@@ -409,6 +434,22 @@ def test_another_thread_closes_a_consumer_while_it_hands_out(
     assert (statistics.taken, statistics.queued) == (len(got), 100 - len(got))
 
 
+# Time-outs
+
+
+def test_a_time_out_is_checked_though_nothing_waits(way: None) -> None:
+    iq = IterableQueue[int]()
+    out, source = iq.get_producer(), iq.get_consumer()
+    out.put_many(range(100))
+    actors.get(source, 10)
+    for call in (lambda: out.put(1, timeout=-1), lambda: source.get(timeout=-1)):
+        for _ in range(20):
+            with pytest.raises(ValueError, match="timeout must be 0 or more"):
+                call()
+            source.get()
+    assert iq.statistics().put == 100
+
+
 # Iterating
 
 
@@ -483,6 +524,22 @@ def test_who_has_left_touches_nothing_any_more(way: None) -> None:
     assert lane is None or (lane.put, lane.room) == (-1, -1)
 
 
+def test_a_loop_over_a_closed_consumer_leaves_its_slot_alone(way: None) -> None:
+    iq = IterableQueue[int]()
+    out, source = iq.get_producer(), iq.get_consumer()
+    out.put_many(range(200))
+    items = iter(source)
+    assert list(islice(items, 20)) == list(range(20))
+    source.close()
+    other = iq.get_consumer()
+    assert cast("Any", other).slot == cast("Any", source).slot
+    assert len(actors.get(other, 20)) == 20
+    before = list(log_of(iq)._ledger.cells)
+    with pytest.raises(ConsumerClosed):
+        next(items)
+    assert list(log_of(iq)._ledger.cells) == before
+
+
 # Files
 
 
@@ -490,7 +547,10 @@ def test_producers_one_after_another_write_to_one_lane(way: None) -> None:
     iq = IterableQueue[int]()
     source = iq.get_consumer()
     directory = Path(cast("Any", iq)._core.address.path)
+    others: list[Any] = []
     for n in range(500):
+        if n < 5:
+            others.append(iq.get_consumer())  # in the slot that the last producer had
         with iq.get_producer() as out:
             actors.put(out, *range(n, n + 10))
         assert actors.get(source, 10) == list(range(n, n + 10))
