@@ -45,6 +45,7 @@ from iterable_queue._cells import (
     WAIT_END,
     WAIT_ITEM,
     WAIT_ROOM,
+    WORKERS,
 )
 from iterable_queue._channel import EMPTY, ENTRY_BYTES, INLINE, Hand, pack_large, pack_small
 from iterable_queue._channels.log import (
@@ -1538,7 +1539,11 @@ def test_few_items_are_claimed_one_by_one_where_there_are_others(fast: Log) -> N
         assert reader.claim(pace=1000) == 1
         reader.hand_out()
     other.leave()
-    assert reader.claim(pace=1000) == 30
+    fast.head[WORKERS] = 1  # which take one by one
+    assert reader.claim(pace=1000) == 1
+    reader.hand_out()
+    fast.head[WORKERS] = 0
+    assert reader.claim(pace=1000) == 29
 
 
 @lockless

@@ -30,9 +30,11 @@ from iterable_queue import (
     _fence,
     _runtime,
 )
+from iterable_queue._cells import WAIT_ITEM
+from iterable_queue._core import BRIEFLY_S
 from iterable_queue._endpoints import CHUNK
 from iterable_queue._ledger import Ledger
-from iterable_queue._runtime import Condition
+from iterable_queue._runtime import SLICE_S, Condition
 from tests import actors
 from tests.actors import PATIENCE_S, Stage, context_of
 from tests.conftest import FORKS, Processes, wait_until
@@ -448,6 +450,30 @@ def test_a_time_out_is_checked_though_nothing_waits(way: None) -> None:
                 call()
             source.get()
     assert iq.statistics().put == 100
+
+
+@pytest.mark.parametrize("item", ["small", "large" * 20, bytes(100)])
+def test_a_put_waits_for_the_lock_no_longer_than_it_may(
+    item: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its item is there; who sleeps looks after a slice."""
+    iq = IterableQueue[Any]()
+    core = cast("Any", iq)._core
+    patience: list[float] = []
+
+    def busy(seconds: float, call: object) -> bool:
+        patience.append(seconds)
+        return False
+
+    monkeypatch.setattr(core, "try_transact", busy)
+    core.ledger.head[WAIT_ITEM] = 1
+    out = iq.get_producer()
+    for timeout in (None, 0.1, 0.1, 0, 100):
+        out.put(item, timeout=timeout)
+    monkeypatch.undo()
+    core.ledger.head[WAIT_ITEM] = 0
+    assert patience == [SLICE_S, 0.1, 0.1, BRIEFLY_S, SLICE_S]
+    assert iq.qsize() == 5
 
 
 # Iterating

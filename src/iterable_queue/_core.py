@@ -217,10 +217,14 @@ class Core:
                 return False
         return True
 
-    def tell_of_put(self, count: int = 1) -> None:
-        """Wake who waits for items. They are put, so this raises nothing; sleepers look anyway."""
+    def tell_of_put(self, count: int = 1, timeout: float | None = None) -> None:
+        """Wake who waits for items. They are put, so this raises nothing; sleepers look anyway.
+
+        The lock is waited for no longer than *timeout* seconds, or a slice.
+        """
+        patience = SLICE_S if timeout is None else min(max(timeout, BRIEFLY_S), SLICE_S)
         try:
-            self.try_transact(SLICE_S, partial(self.ledger.was_put, count))
+            self.try_transact(patience, partial(self.ledger.was_put, count))
         except ChannelBroken:
             pass
         except WouldDeadlock:

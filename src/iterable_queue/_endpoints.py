@@ -376,13 +376,14 @@ class _Putting(Endpoint, Generic[T]):
             if kind in lane.plain:
                 payload = marshal_dumps(item)  # type: ignore[arg-type]
             elif kind is bytes and len(item) > INLINE and lane.plain:  # type: ignore[arg-type]
-                self._put_large(lane, item, cells_.RAW | self.number)  # type: ignore[arg-type]
+                tag = cells_.RAW | self.number
+                self._put_large(lane, item, tag, timeout=timeout)  # type: ignore[arg-type]
                 return
             else:
                 payload = lane.dumps(item)
             size = len(payload)
             if size > INLINE:
-                self._put_large(lane, payload, self.number)
+                self._put_large(lane, payload, self.number, timeout=timeout)
                 return
             stamp = monotonic_ns()
             while True:
@@ -406,7 +407,7 @@ class _Putting(Endpoint, Generic[T]):
                     lane = self._extend_lane(lane, size)
             lane.fence()
             if head[WAIT_ITEM]:
-                self._core.tell_of_put()
+                self._core.tell_of_put(timeout=timeout)
             return
         if self._append is not None and timeout is None:
             # An atomic channel without a bound: no lock, and nothing to wait for.
@@ -421,7 +422,7 @@ class _Putting(Endpoint, Generic[T]):
         if not self._ready:
             self._use(deadline, puts=True)
             if self._lane is not None:
-                self._put_one(item)
+                self._put_one(item, block, timeout)
                 return
         tag = self.number
         if self._dumps is None:
@@ -449,7 +450,9 @@ class _Putting(Endpoint, Generic[T]):
     _put_one = put
     """The same, whatever a subclass makes of `put`."""
 
-    def _put_large(self, lane: Lane, payload: bytes, tag: int, count: int = 1) -> None:
+    def _put_large(
+        self, lane: Lane, payload: bytes, tag: int, count: int = 1, timeout: float | None = None
+    ) -> None:
         """The same for a payload that has no room in its entry, or for a chunk of *count* items."""
         size = len(payload)
         stamp = self._now()
@@ -478,7 +481,7 @@ class _Putting(Endpoint, Generic[T]):
                 lane = self._extend_lane(lane, INLINE + 1 + size)
         lane.fence()
         if lane.head[WAIT_ITEM]:
-            self._core.tell_of_put(count)
+            self._core.tell_of_put(count, timeout)
 
     def _put_many_on(self, items: Iterator[T]) -> None:
         """Put *items*, which can't block, on this producer's own lane.

@@ -62,6 +62,7 @@ from iterable_queue._cells import (
     SLOTS,
     STATE,
     TAKEN,
+    WORKERS,
 )
 from iterable_queue._channel import (
     EMPTY,
@@ -879,7 +880,7 @@ class LogChannel:
         segment, at, place = self._position(base)
         queued = sum(cells[lane + PUT] - cells[lane + READ] for lane in self._bases())
         head[HIGHEST] = max(head[HIGHEST], queued)
-        takers = max(head[CONSUMERS], 1)
+        takers = max(head[CONSUMERS] + head[WORKERS], 1)
         if takers > 1:
             head[HIGHEST] = max(queued + self.claimed(), head[HIGHEST])
         read = cells[base + READ]
