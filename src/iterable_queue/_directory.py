@@ -13,6 +13,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
+from iterable_queue import _mutex
 from iterable_queue._cells import HEAD_SIZE, SLOT_SIZE
 from iterable_queue._channels.log import reserve
 from iterable_queue._liveness import is_held
@@ -44,8 +45,13 @@ class Address(NamedTuple):
 
 
 def semaphore_names(token: str) -> tuple[str, str, str, str]:
-    """The names of the lock, and of the three conditions' semaphores."""
+    """The names of the lock, if it is a semaphore, and of the three conditions' semaphores."""
     return f"/iq-{token}-l", f"/iq-{token}-i", f"/iq-{token}-r", f"/iq-{token}-e"
+
+
+def lock_name(address: Address) -> str:
+    """The file of the lock, where that is no semaphore."""
+    return f"{address.path}/mutex"
 
 
 def make_directory(context: Context | None) -> Address:
@@ -63,7 +69,10 @@ def make_directory(context: Context | None) -> Address:
         finally:
             os.close(fd)
         lock, *conditions = semaphore_names(token)
-        semlock(RECURSIVE, 1, 1, lock, False)
+        if _mutex.is_supported():
+            _mutex.make(lock_name(address))
+        else:
+            semlock(RECURSIVE, 1, 1, lock, False)
         for name in conditions:
             semlock(COUNTING, 0, semlock.SEM_VALUE_MAX, name, False)
     except BaseException:

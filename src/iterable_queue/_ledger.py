@@ -9,15 +9,16 @@ Lock rule
 Every method is called with the runtime's lock held, in this pattern, which `transact` wraps for
 all but the two hot ones, `put` and `take`, that have it inside::
 
-    if head[HOLDER]: refuse          # same thread, interrupted by a signal handler or __del__
+    if head[HOLDER]: refuse, or mend
     head[HOLDER] = me
     try: ...
     finally: head[HOLDER] = 0
 
-HOLDER is the slot of the process that is inside, or its negated pid if it has no slot. Who can't
-get the lock looks there for a process that died in it, takes the lock over, and calls `mend`:
-counts that follow from the slots are counted again, and a take that had not come to its store to
-TAKEN has not happened. A channel's append is one store as well.
+HOLDER is the slot of the process that is inside, or its negated pid if it has no slot. Who has the
+lock and finds its own name there is nested: the same thread, interrupted by a signal handler or
+`__del__`. Another's is that of a process that died inside. Then `mend` counts again what follows
+from the slots, and a take that had not come to its store to TAKEN has not happened. A channel's
+append is one store as well.
 
 A signal handler may raise wherever CPython looks for signals: at the start of a function, after a
 call, at a backward jump. So whatever must happen together is a run of plain stores with none of
@@ -237,7 +238,7 @@ class Ledger:
         """`call(*args)` by the lock rule above."""
         head = self.head
         if head[HOLDER]:
-            raise self._nested()
+            self._succeed()
         if head[STATE] & BROKEN:
             raise self.refusal()
         head[HOLDER] = self.me or -os.getpid()
@@ -247,11 +248,33 @@ class Ledger:
         finally:
             head[HOLDER] = 0
 
-    def _nested(self) -> WouldDeadlock:
-        return WouldDeadlock(
-            "called from a signal handler or __del__ that interrupted another call of this thread "
-            "on the same queue; nothing was changed. Set a flag there and act on it outside"
-        )
+    def _succeed(self) -> None:
+        """The caller has the lock, but a name is in HOLDER. Raises if this call is nested.
+
+        Else that is one who died inside, and what it left half done is mended.
+        """
+        holder = self.head[HOLDER]
+        if holder in (self.me, -os.getpid()):
+            raise WouldDeadlock(
+                "called from a signal handler or __del__ that interrupted another call of this "
+                "thread on the same queue; nothing was changed. Set a flag there and act on it "
+                "outside"
+            )
+        self.mend_after(holder)
+
+    def mend_after(self, holder: int) -> None:
+        """Make whole what *holder* left half done, which died with the lock.
+
+        Whoever does this is the holder meanwhile; if it dies, the next one does it again.
+        """
+        head = self.head
+        head[HOLDER] = self.me or -os.getpid()
+        try:
+            self.mend()
+        except BaseException:
+            head[HOLDER] = holder  # interrupted: it is still to be done
+            raise
+        head[HOLDER] = 0
 
     # -- items: the hot path ---------------------------------------------------------------------
 
@@ -259,7 +282,7 @@ class Ledger:
         """Put *payload* for the endpoint. False: no room. Raises if it may not."""
         head = self.head
         if head[HOLDER]:
-            raise self._nested()
+            self._succeed()
         head[HOLDER] = self.me
         try:
             if head[STATE] > CLOSED:
@@ -287,7 +310,7 @@ class Ledger:
         """
         head = self.head
         if head[HOLDER]:
-            raise self._nested()
+            self._succeed()
         head[HOLDER] = self.me
         try:
             if head[STATE] & (CANCELLED | BROKEN):

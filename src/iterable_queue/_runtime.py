@@ -16,13 +16,14 @@ Two rules shape what is here, both learnt from signal handlers that raise:
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable, MutableSequence
 from itertools import repeat, starmap
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 SLICE_S = 0.25
 """No sleep is longer than this, in seconds: what a lost wake-up or an unseen death can cost."""
@@ -34,7 +35,7 @@ Cells = MutableSequence[int]
 class Lock(Protocol):
     """A mutual exclusion that a `with` statement takes and lets go without running bytecode.
 
-    `__enter__` may give up after `SLICE_S` by raising `KeyError(False)`: see `is_lock_busy`.
+    `__enter__` may give up after `SLICE_S` by raising `KeyError`: see `is_lock_busy`.
     """
 
     def __enter__(self) -> object: ...
@@ -71,13 +72,17 @@ class Semaphore(Protocol):
     def release(self) -> None: ...
 
 
+_BUSY: Final = ((False,), (errno.EBUSY,), (errno.ETIMEDOUT,))
+"""What a `with` raises KeyError with, where the lock is another's: of a `guard`, of a mutex."""
+
+
 def is_lock_busy(error: KeyError) -> bool:
     """Whether *error* says that a lock could not be had within a slice.
 
     It comes from `with` itself then, and from no code that ran inside.
     """
     trace = error.__traceback__
-    return error.args == (False,) and trace is not None and trace.tb_next is None
+    return error.args in _BUSY and trace is not None and trace.tb_next is None
 
 
 class Condition:

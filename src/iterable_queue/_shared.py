@@ -5,6 +5,7 @@ A queue is a private directory, in shared memory where there is some:
     cells    the ledger's cells: the head, then the slots; grows
     s<m>.<n> segments of items, of the lane in slot m (see `_channels.log`)
     p<slot>  locked by the process in that slot for as long as it lives (`_liveness`)
+    mutex    the queue's lock (`_mutex`)
     l<n>     locked by a process and by the children that it forked since, which may hold copies of
              endpoints that nobody had taken then
     h<slot>  with `redeliver=True`, what the consumer in that slot has in hand
@@ -14,9 +15,10 @@ A queue is a private directory, in shared memory where there is some:
 and four semaphores of the context's kind, named after it. Everything is found by name, so that a
 queue and its endpoints can travel by any road that pickles.
 
-The lock is a semaphore, which has no owner: a process that dies inside takes it with it. HOLDER
-names who is inside; who can't get the lock within a slice looks whether that process lives, and if
-not, takes the lock over and mends what was left half done (`Ledger.mend`).
+The lock is one that the kernel lets go of when its holder dies (`_mutex`); who has it next mends
+what was left half done (`Ledger.mend`). Where there are no such locks it is a semaphore, which has
+no owner: a process that dies inside takes it with it. HOLDER names who is inside; who can't get the
+lock within a slice looks whether that process lives, and if not, takes the lock over and mends.
 
 Whose endpoint is it?
 ---------------------
@@ -168,6 +170,8 @@ class SharedCore(Core):
         head = self.ledger.head
         if head[STATE] & BROKEN:
             raise self.ledger.refusal()
+        if self._shared_runtime.is_robust:
+            return  # its holder lives: the kernel sees to that
         self.ledger.cells = self.runtime.cells(head[cells_.SLOTS] * SLOT_SIZE)
         holder = head[HOLDER]
         if holder:
@@ -185,8 +189,7 @@ class SharedCore(Core):
     def _mend(self, holder: int) -> None:
         """Take the lock over from a dead holder, mend what it left half done, let the lock go.
 
-        Whoever does this is the holder meanwhile; if it dies, the next one does it again. `mend`,
-        a lock of the kernel's, keeps others out.
+        `mend`, a lock of the kernel's, keeps others out.
         """
         fd = try_hold(f"{self.address.path}/mend")
         if fd is None:
@@ -197,13 +200,7 @@ class SharedCore(Core):
                 return
             if holder == 0 and not self._is_stuck():
                 return
-            head[HOLDER] = self.ledger.me or -os.getpid()
-            try:
-                self.ledger.mend()
-            except BaseException:
-                head[HOLDER] = holder  # interrupted: the lock is the dead one's again
-                raise
-            head[HOLDER] = 0
+            self.ledger.mend_after(holder)
             self._shared_runtime.unlock()
             self._nameless_at = 0.0
         finally:

@@ -1,6 +1,7 @@
-"""The ledger's runtime for processes: cells in a mapped file, the context's semaphores by name.
+"""The ledger's runtime for processes: cells in a mapped file, a lock, the context's semaphores.
 
-The lock is a semaphore, which has no owner: a process that dies inside takes it along, until
+The lock is one that the kernel lets go of when its holder dies (`_mutex`). Where there is none, it
+is a semaphore, which has no owner: a process that dies inside takes it along, until
 `_shared.SharedCore` finds that out and lets it go for the dead. The conditions' semaphores only
 count tokens, so that a process killed in its sleep, or with a token in hand, takes nothing that
 others wait for.
@@ -18,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from iterable_queue import _cells as cells_
 from iterable_queue._cells import HEAD_SIZE
 from iterable_queue._channels.log import reserve
-from iterable_queue._directory import COUNTING, RECURSIVE, Address, semaphore_names
+from iterable_queue._directory import COUNTING, RECURSIVE, Address, lock_name, semaphore_names
 from iterable_queue._errors import pack_error, unpack_error
+from iterable_queue._mutex import Mutex
 from iterable_queue._runtime import SLICE_S, Condition, guard
 
 if TYPE_CHECKING:
@@ -95,7 +97,11 @@ def private(path: str, flags: int) -> int:
 
 
 class SharedRuntime:
-    """Cells in a mapped file, and the context's semaphores, opened by name."""
+    """Cells and a lock in mapped files, and the context's semaphores, opened by name.
+
+    Attributes:
+        is_robust: the kernel lets the lock go when its holder dies.
+    """
 
     now = staticmethod(time.monotonic_ns)
     monotonic = staticmethod(time.monotonic)
@@ -108,19 +114,28 @@ class SharedRuntime:
         rebuild = address.semlock._rebuild
         most = address.semlock.SEM_VALUE_MAX
         names = semaphore_names(address.token)
-        self._lock = rebuild(0, RECURSIVE, 1, names[0])
         self._semaphores = [rebuild(0, COUNTING, most, name) for name in names[1:]]
-        self.is_locked: Callable[[], bool] = self._lock._is_zero
-        # Of the counting kind, a semaphore can be let go by others than its holder.
-        self.unlock: Callable[[], None] = rebuild(0, COUNTING, 1, names[0]).release
-        acquire, release = self._lock.acquire, self._lock.__exit__
-        self._guards = [guard(acquire, release, True, seconds) for seconds in PATIENCE]
+        self.trylock: Lock
+        name = lock_name(address)
+        self.is_robust = os.path.exists(name)
+        if self.is_robust:
+            mutex = Mutex(name)
+            self._guards = [mutex.waiting(seconds) for seconds in PATIENCE]
+            self.trylock = mutex.trying()
+        else:
+            lock = rebuild(0, RECURSIVE, 1, names[0])
+            self.is_locked: Callable[[], bool] = lock._is_zero
+            # Of the counting kind, a semaphore can be let go by others than its holder.
+            self.unlock: Callable[[], None] = rebuild(0, COUNTING, 1, names[0]).release
+            acquire, release = lock.acquire, lock.__exit__
+            self._guards = [guard(acquire, release, True, seconds) for seconds in PATIENCE]
+            self.trylock = guard(acquire, release, False)
+            self._semaphores += (lock,)
         self.lock: Lock = self._guards[-1]
-        self.trylock: Lock = guard(acquire, release, False)
         waiters = (cells_.WAIT_ITEM, cells_.WAIT_ROOM, cells_.WAIT_END)
         self.items, self.room, self.end = (
             Condition(self.head, index, semaphore)
-            for index, semaphore in zip(waiters, self._semaphores, strict=True)
+            for index, semaphore in zip(waiters, self._semaphores, strict=False)
         )
         self.errors: ErrorStore = SharedErrors(address.path, self.head)
 
@@ -154,7 +169,6 @@ class SharedRuntime:
         return best
 
     def after_fork_in_child(self) -> None:
-        """A thread of the parent may have held the lock, and counted that in these objects."""
-        self._lock._after_fork()
+        """A thread of the parent may have held a semaphore, and counted that in these objects."""
         for semaphore in self._semaphores:
             semaphore._after_fork()

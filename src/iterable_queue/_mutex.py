@@ -1,0 +1,159 @@
+"""A lock between processes that the kernel lets go of when its holder dies.
+
+It is a *robust* mutex of POSIX threads, in a mapped file (pthread_mutexattr_setrobust(3)). The
+kernel walks a dying thread's list of such mutexes and marks each of them; who locks a marked one
+next is told so by EOWNERDEAD, holds it, and must call `pthread_mutex_consistent` before letting
+it go, or nobody could ever lock it again. So it does not matter at which instruction its holder is
+killed, nor whether it had come to write down its name.
+
+Beside a file lock (`flock`), which the kernel lets go of as well, this costs a seventh, can be
+waited for with a time-out and without polling, and no forked child keeps it by an open file.
+
+Calls go through `ctypes`, which is imported with the first queue. Where the C library is not GNU's
+of release 2.30 or later, the lock is a semaphore of multiprocessing's: see `_shared_runtime`.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import operator
+import os
+import sys
+import time
+from _io import _IOBase  # pyright: ignore[reportPrivateUsage]
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from itertools import repeat, starmap
+from struct import Struct
+from typing import TYPE_CHECKING, Any, Final, cast
+
+if TYPE_CHECKING:
+    from iterable_queue._runtime import Lock
+
+RECURSIVE: Final = 1  # PTHREAD_MUTEX_RECURSIVE; so that a call nested by a handler can be refused
+SHARED: Final = 1  # PTHREAD_PROCESS_SHARED
+ROBUST: Final = 1  # PTHREAD_MUTEX_ROBUST
+MONOTONIC: Final = 1  # CLOCK_MONOTONIC, on which `time.monotonic_ns` counts
+SIZE: Final = 64
+"""Bytes that hold a pthread_mutex_t or its attributes on every machine that Linux runs on."""
+SECOND: Final = 1_000_000_000
+
+
+@cache
+def _libraries() -> tuple[Any, Any] | None:
+    """The C library's functions, called with the interpreter's lock held, and without it."""
+    if sys.platform != "linux":
+        return None
+    try:
+        import ctypes
+
+        keeping, letting_go = ctypes.PyDLL(None), ctypes.CDLL(None)
+        _ = keeping.gnu_get_libc_version, letting_go.pthread_mutex_clocklock
+    except (ImportError, OSError, AttributeError):
+        return None
+    return keeping, letting_go
+
+
+def is_supported() -> bool:
+    """Whether there are such mutexes here."""
+    return _libraries() is not None
+
+
+def make(path: str) -> None:
+    """A new mutex, in a file of that name. Raises OSError."""
+    from iterable_queue._channels.log import reserve
+
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        reserve(fd, mmap.PAGESIZE)
+    finally:
+        os.close(fd)
+    Mutex(path).begin()
+
+
+class _Guard(_IOBase):
+    """What a `with` calls, which is C functions only.
+
+    So no signal handler runs from before the mutex is had until the block's first line, nor from
+    after its last one until the mutex is free.
+
+    Its class is not made for each mutex, as that of `_runtime.guard` is: a class is freed by the
+    garbage collector only, and the mutex's file would be open until then. `_IOBase.__exit__` calls
+    `close` and ignores its own arguments.
+
+    Attributes:
+        enter: takes the mutex.
+        close: lets it go.
+    """
+
+    __slots__ = ("close", "enter")
+    __enter__: Any = property(operator.attrgetter("enter"))
+    closed: Any = True  # else it would be closed when it is freed
+
+    def __init__(self, enter: Callable[[], object], close: Callable[[], None]) -> None:
+        self.enter = enter
+        self.close = close  # type: ignore[method-assign]
+
+
+class Mutex:
+    """The mutex in the file *path*, mapped for this process."""
+
+    __slots__ = ("_at", "_bytes", "_keeping", "_letting_go")
+
+    def __init__(self, path: str) -> None:
+        import ctypes
+
+        libraries = _libraries()
+        assert libraries is not None
+        self._keeping, self._letting_go = libraries
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            # A mapping of its own, which stays where it is: the thread that holds the mutex has
+            # its address in the list that the kernel walks.
+            self._bytes = (ctypes.c_char * SIZE).from_buffer(mmap.mmap(fd, 0))
+        finally:
+            os.close(fd)
+        self._at = ctypes.byref(self._bytes)
+
+    def begin(self) -> None:
+        """Once, by its maker, before anybody else knows of it."""
+        import ctypes
+
+        attributes = ctypes.byref((ctypes.c_char * SIZE)())
+        library = self._keeping
+        library.pthread_mutexattr_init(attributes)
+        for call, value in (
+            (library.pthread_mutexattr_settype, RECURSIVE),
+            (library.pthread_mutexattr_setpshared, SHARED),
+            (library.pthread_mutexattr_setrobust, ROBUST),
+            (library.pthread_mutex_init, None),
+        ):
+            failed = call(self._at, attributes) if value is None else call(attributes, value)
+            if failed:
+                raise OSError(failed, f"{call.__name__}: {os.strerror(failed)}")
+
+    def trying(self) -> Lock:
+        """A guard (see `_runtime.guard`) that gives up at once."""
+        return self._guard(map(self._keeping.pthread_mutex_trylock, repeat(self._at)))
+
+    def waiting(self, timeout_s: float) -> Lock:
+        """A guard that gives up after that many seconds."""
+        # An absolute time is needed, a `timespec`: made by C functions only, as all of a guard is.
+        now = starmap(time.monotonic_ns, repeat(()))
+        until = map(operator.add, now, repeat(int(timeout_s * SECOND)))
+        specs = starmap(Struct("qq").pack, map(divmod, until, repeat(SECOND)))
+        lock = self._letting_go.pthread_mutex_clocklock
+        return self._guard(map(lock, repeat(self._at), repeat(MONOTONIC), specs))
+
+    def _guard(self, attempts: Iterator[int]) -> Lock:
+        """What takes the mutex by the next of *attempts*, each of which gives an error number.
+
+        Where its last holder has died, it is declared consistent in the same breath.
+        """
+        then: dict[int, Callable[[], int]] = {
+            0: int,
+            errno.EOWNERDEAD: partial(self._keeping.pthread_mutex_consistent, self._at),
+        }
+        enter = map(operator.call, map(then.__getitem__, attempts)).__next__
+        return cast("Lock", _Guard(enter, partial(self._keeping.pthread_mutex_unlock, self._at)))
