@@ -614,7 +614,7 @@ class Closing:
 
 @pytest.mark.parametrize("kind", ["producer", "worker"])
 def test_another_thread_closes_it_just_before_a_put(make: Make, kind: str) -> None:
-    queue = make(5)
+    queue = make(1)
     out, source = endpoint(queue, kind), queue.get_consumer()
     queue.close()
     out.put(1)

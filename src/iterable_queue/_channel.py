@@ -7,6 +7,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
+    from iterable_queue._channels.log import Lane
     from iterable_queue._runtime import Cells
 
 EMPTY: Final = object()
@@ -119,6 +120,10 @@ class Claims(Protocol):
     def release_lane(self, slot: int) -> None:
         """The producer in *slot* puts no more."""
 
+    def admit(self, lane: Lane) -> bool:
+        """Give the one who writes *lane* room for at least one more item. False: there is none."""
+        ...
+
     def mend(self) -> None:
         """Make whole what a holder of the lock left half done that died."""
 
@@ -141,6 +146,7 @@ class Hand:
     """
 
     __slots__ = (
+        "brief",
         "busy",
         "claim",
         "claims",
@@ -169,6 +175,8 @@ class Hand:
     )
 
     def __init__(self, channel: Channel, lean: bool) -> None:
+        self.brief: bool = False
+        """The item that was last waited for came soon."""
         self.busy: bool = False
         """The thread is in a call that takes items."""
         self.held: int = 0

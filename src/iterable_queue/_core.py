@@ -82,6 +82,11 @@ def deadline_of(block: bool, timeout: float | None, monotonic: Callable[[], floa
         return math.inf
 
 
+def _patience(timeout: float | None) -> float:
+    """How long a call with that time-out waits for the lock to wake somebody, in seconds."""
+    return SLICE_S if timeout is None else min(max(timeout, BRIEFLY_S), SLICE_S)
+
+
 class _Waiting:
     """One caller's wait: whether it is announced, and shown as blocked to those who ask."""
 
@@ -222,14 +227,22 @@ class Core:
 
         The lock is waited for no longer than *timeout* seconds, or a slice.
         """
-        patience = SLICE_S if timeout is None else min(max(timeout, BRIEFLY_S), SLICE_S)
         try:
-            self.try_transact(patience, partial(self.ledger.was_put, count))
+            self.try_transact(_patience(timeout), partial(self.ledger.was_put, count))
         except ChannelBroken:
             pass
         except WouldDeadlock:
             # The put interrupted a call of this thread, which has the lock.
             self.ledger.items.notify(count)
+
+    def tell_of_room(self, timeout: float | None = None) -> None:
+        """The same for a get without the lock, and who waits for room."""
+        try:
+            self.try_transact(_patience(timeout), self.ledger.room.notify)
+        except ChannelBroken:
+            pass
+        except WouldDeadlock:
+            self.ledger.room.notify()
 
     def lock_was_busy(self, error: KeyError) -> None:
         """Returns if the lock is worth waiting for; *error* came out of `with lock`."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, repeat
 from marshal import dumps as marshal_dumps
 from marshal import loads as marshal_loads
+from os import sched_yield
 from queue import Empty, Full, SimpleQueue
 from threading import get_ident
 from time import monotonic_ns
@@ -68,6 +69,8 @@ _nothing = SimpleQueue[None]().get_nowait
 
 GATHER = 64
 """At most this many items are put in one turn of the lock by `put_many`."""
+BRIEF_NS = 100_000
+"""For so long a get looks out for an item before it sleeps, if the last one came that soon; ns."""
 CHUNK = 256
 CHUNK_BYTES = 1 << 16
 """At most this many items are put as one record, and no more bytes than these."""
@@ -365,7 +368,7 @@ class _Putting(Endpoint, Generic[T]):
         """Put *item*; see `Producer.put`."""
         lane = self._lane
         if lane is not None:
-            # This producer's own lane: no lock, no system call, and room without end.
+            # This producer's own lane: no lock and no system call.
             head = lane.head
             if timeout is not None:
                 self._core.deadline(block, timeout)  # raises if that is none
@@ -377,13 +380,19 @@ class _Putting(Endpoint, Generic[T]):
                 payload = marshal_dumps(item)  # type: ignore[arg-type]
             elif kind is bytes and len(item) > INLINE and lane.plain:  # type: ignore[arg-type]
                 tag = cells_.RAW | self.number
-                self._put_large(lane, item, tag, timeout=timeout)  # type: ignore[arg-type]
+                if lane.inline < 0:
+                    self._put_within(lane, item, tag, block, timeout)  # type: ignore[arg-type]
+                else:
+                    self._put_large(lane, item, tag, timeout=timeout)  # type: ignore[arg-type]
                 return
             else:
                 payload = lane.dumps(item)
             size = len(payload)
-            if size > INLINE:
-                self._put_large(lane, payload, self.number, timeout=timeout)
+            if size > lane.inline:
+                if lane.inline < 0:
+                    self._put_within(lane, payload, self.number, block, timeout)
+                else:
+                    self._put_large(lane, payload, self.number, timeout=timeout)
                 return
             stamp = monotonic_ns()
             while True:
@@ -483,6 +492,91 @@ class _Putting(Endpoint, Generic[T]):
         if lane.head[WAIT_ITEM]:
             self._core.tell_of_put(count, timeout)
 
+    def _put_within(
+        self, lane: Lane, payload: bytes, tag: int, block: bool, timeout: float | None
+    ) -> None:
+        """The same on a bounded queue, where there must be room (see `LogChannel.admit`)."""
+        deadline = None if block and timeout is None else self._core.deadline(block, timeout)
+        size = len(payload)
+        large = size > INLINE
+        cells = lane.cells
+        try:
+            while True:
+                put = lane.put
+                n = lane.n
+                if not lane.has_room(size):
+                    lane = self._extend_lane(lane, size)
+                    continue
+                start = lane.low - size
+                where = slice(start, lane.low)
+                if lane.put != put:
+                    lane = self._check_lane(lane)
+                    continue
+                # No call since that look: the lane is still this producer's.
+                cells[lane.intent_at] = put + 1
+                lane.fence()
+                if cells[lane.limit_at] <= put:
+                    self._get_room(lane, deadline)
+                    lane = self._check_lane(lane)
+                    continue
+                stamp = monotonic_ns()
+                lane.writer = payload
+                at = ENTRY_BYTES * n + ENTRY_BYTES
+                if large:
+                    pack_large(lane.map, at, start, stamp, tag, size, 1)
+                else:
+                    pack_small(lane.map, at, ~size, stamp, tag, payload)
+                # As in `put`; and another thread, which found no room, may have stored INTENT.
+                if lane.writer is payload and lane.put == put and cells[lane.intent_at] > put:
+                    if large:
+                        lane.map[where] = payload
+                        lane.low = start
+                        lane.room = start // ENTRY_BYTES - 1
+                    put += 1
+                    cells[lane.put_at] = put
+                    lane.put = put
+                    lane.n = n + 1
+                    break
+                lane = self._check_lane(lane)
+        except BaseException:
+            # What an interrupt left: it would take room from others. Together, as above.
+            own = self._lane
+            if own is not None and own.put >= 0:
+                own.cells[own.intent_at] = own.put
+            raise
+        lane.fence()
+        if lane.head[WAIT_ITEM]:
+            self._core.tell_of_put(timeout=timeout if block else 0.0)
+
+    def _get_room(self, lane: Lane, deadline: float | None) -> None:
+        """Wait until *lane* may be put to. Raises Full."""
+
+        def attempt() -> bool:
+            if not self._ready:
+                raise ProducerClosed(f"{self!r} was closed while another thread waited in put")
+            return self._ledger.transact(self._admit, lane)
+
+        if deadline is None:
+            for lock in self._locks:
+                try:
+                    with lock:
+                        if attempt():
+                            return
+                        break
+                except KeyError as error:
+                    if not is_lock_busy(error):
+                        raise
+        if not self._core.wait(attempt, self._core.runtime.room, deadline, self):
+            raise self._full()
+
+    def _admit(self, lane: Lane) -> bool:
+        if self._head[STATE] > CLOSED:
+            self._refuse()
+        return self._ledger.claims.admit(lane)  # type: ignore[union-attr]
+
+    def _full(self) -> Full:
+        return Full(f"the queue holds {self._head[MAXSIZE]} item(s), its maxsize")
+
     def _put_many_on(self, items: Iterator[T]) -> None:
         """Put *items*, which can't block, on this producer's own lane.
 
@@ -527,8 +621,7 @@ class _Putting(Endpoint, Generic[T]):
             return self._ledger.put(self.slot, tag, payload, self._is_worker)
 
         if not self._core.wait(attempt, self._core.runtime.room, deadline, self):
-            maxsize = self._ledger.head[cells_.MAXSIZE]
-            raise Full(f"the queue holds {maxsize} item(s), its maxsize")
+            raise self._full()
 
     def put_nowait(self, item: T) -> None:
         """`put(item, block=False)`."""
@@ -544,7 +637,11 @@ class _Putting(Endpoint, Generic[T]):
                 self.put(item)
             return
         if self._lane is not None:
-            self._put_many_on(iter(iterable))
+            if self._lane.inline < 0:
+                for item in iterable:
+                    self._put_one(item)
+            else:
+                self._put_many_on(iter(iterable))
             return
         payloads: list[Any] = []
         for item in iterable:
@@ -608,7 +705,7 @@ class _Getting(Endpoint, Generic[T]):
             if hand.claim and not hand.busy:
                 if timeout is not None:
                     self._core.deadline(block, timeout)  # raises if that is none
-                item = self._hand_out(hand)
+                item = self._hand_out(hand, timeout if block else 0.0)
                 if item is not EMPTY:
                     return item  # type: ignore[no-any-return]
             elif hand.quick is not None and timeout is None:
@@ -630,7 +727,9 @@ class _Getting(Endpoint, Generic[T]):
         pending = hand.pending
         try:
             if not pending:
-                self._ledger.cells[self._stamp_at] = self._now()
+                self._ledger.cells[self._stamp_at] = now = self._now()
+                if hand.brief and deadline is None:
+                    hand.brief = self._look_out(now + BRIEF_NS)
                 if deadline is None:
                     for lock in self._locks:
                         try:
@@ -643,10 +742,11 @@ class _Getting(Endpoint, Generic[T]):
                                 raise
                 while not pending:
                     if hand.claim:
-                        item = self._hand_out(hand)
+                        item = self._hand_out(hand, timeout if block else 0.0)
                         if item is not EMPTY:
                             return item  # type: ignore[no-any-return]
                     self._take_patiently(hand, 1, deadline)
+                    hand.brief = hand.claims and self._now() - now < 2 * BRIEF_NS
             if self._loads is None:
                 item = pending[0]
             else:
@@ -665,8 +765,24 @@ class _Getting(Endpoint, Generic[T]):
         finally:
             hand.busy = False
 
-    def _hand_out(self, hand: Hand) -> Any:
-        """The next item of the claim, without the lock; EMPTY if there is none any more."""
+    def _look_out(self, until: int) -> bool:
+        """Look for an item on the queue until that time, in ns. False: none came.
+
+        Where the last one came that soon, this one may as well; then nobody has to sleep, nor be
+        woken. Others who want this processor have it meanwhile.
+        """
+        has_items = self._core.log.has_items  # type: ignore[union-attr]
+        while not has_items():
+            if monotonic_ns() > until:
+                return False
+            sched_yield()
+        return True
+
+    def _hand_out(self, hand: Hand, timeout: float | None = None) -> Any:
+        """The next item of the claim, without the lock; EMPTY if there is none any more.
+
+        A producer that waits for room is woken; the lock is waited for no longer than *timeout*.
+        """
         cells = hand.view
         while claim := hand.claim:
             at = hand.next
@@ -681,6 +797,10 @@ class _Getting(Endpoint, Generic[T]):
                     break
             elif hand.claim is not LAST:
                 continue  # closed by another thread
+            if self._head[WAIT_ROOM]:
+                self._core.tell_of_room(timeout)
+                if hand.next != at or (hand.claim is not claim and hand.claim is not LAST):
+                    continue
             item = claim[-1]
             if not hand.opened:
                 # What an interrupt keeps from being returned is handed out by the next call.
@@ -835,6 +955,7 @@ class _Getting(Endpoint, Generic[T]):
         next_at = end_at = 0
         loads: Any = self._loads
         plain = bool(self._plain)
+        head = self._head
 
         def step(_: None) -> T:
             nonlocal hand, claim, opened, cells, fence, next_at, end_at
@@ -850,6 +971,10 @@ class _Getting(Endpoint, Generic[T]):
                         break
                 elif hand.claim is not LAST:  # type: ignore[union-attr]
                     break
+                if head[WAIT_ROOM]:
+                    self._core.tell_of_room()
+                    if hand.next != at or (hand.claim is not claim and hand.claim is not LAST):  # type: ignore[union-attr]
+                        break
                 item = claim[-1]
                 if not opened:
                     try:

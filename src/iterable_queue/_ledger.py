@@ -410,6 +410,8 @@ class Ledger:
             if not (hand.rest or hand.claim) and not claims.claim(slot, hand):
                 break
             claims.unclaim(slot, hand, limit - len(hand.pending))
+        if self.head[WAIT_ROOM] and hand.pending:
+            self.room.notify(len(hand.pending))
         return True
 
     def fold(self) -> None:

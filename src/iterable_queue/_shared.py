@@ -257,7 +257,7 @@ class SharedCore(Core):
         head = self.ledger.head
         if head[cells_.REDELIVER]:
             self.ledger.lease = self._leases.write  # writes down what is in hand
-        if not (head[cells_.MAXSIZE] or head[cells_.REDELIVER]):
+        else:
             self._log.pass_the_lock_by()
         self._begun = True  # last: an interrupt before this has it done again
 

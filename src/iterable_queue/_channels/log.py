@@ -54,6 +54,7 @@ from iterable_queue._cells import (
     KIND,
     LANE,
     LANE_CELLS,
+    MAXSIZE,
     PRODUCER,
     RAW,
     RETURNED,
@@ -62,6 +63,7 @@ from iterable_queue._cells import (
     SLOTS,
     STATE,
     TAKEN,
+    WAIT_ROOM,
     WORKERS,
 )
 from iterable_queue._channel import (
@@ -101,6 +103,9 @@ FILES: Final = LANE_CELLS + 6  # files ever made
 TAIL: Final = LANE_CELLS + 7  # two cells, by the parity of PUT: the POS of the next record to put
 LOW: Final = LANE_CELLS + 9  # likewise: where the payloads begin in that segment
 LEFT_AT: Final = LANE_CELLS + 11  # of lanes but lane 0: the value of PUT for which these two hold
+INTENT: Final = LANE_CELLS + 12  # on a bounded queue: the value of PUT that its writer goes for
+LIMIT: Final = LANE_CELLS + 13  # the one up to which it may go
+GRANT: Final = LANE_CELLS + 14  # the same, but in `revoke`: up to here, room is taken
 
 PLACE_BITS: Final = 12
 FILE_SHIFT: Final = 40
@@ -174,6 +179,8 @@ class Lane:
         number: of its producer, which is the tag of its records.
         writer: the payload that was last written by a put, published or not: it tells a thread
             whether another one has written to the same entry meanwhile.
+        intent_at, limit_at: index of its cells INTENT and LIMIT.
+        inline: payloads up to so many bytes are put by the quickest way: none on a bounded queue.
         head, dumps, plain: what a put needs beside (see `Core`).
         fence: a full fence (see `_fence`).
         lock: held while a segment is added.
@@ -186,6 +193,9 @@ class Lane:
         "dumps",
         "fence",
         "head",
+        "inline",
+        "intent_at",
+        "limit_at",
         "lock",
         "low",
         "map",
@@ -200,9 +210,19 @@ class Lane:
         "writer",
     )
 
-    def __init__(self, base: int, number: int, cells: Cells, fence: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        base: int,
+        number: int,
+        cells: Cells,
+        fence: Callable[[], object],
+        inline: int = INLINE,
+    ) -> None:
         self.base = base
         self.put_at = base + PUT
+        self.intent_at = base + INTENT
+        self.limit_at = base + LIMIT
+        self.inline = inline
         self.cells = cells
         self.number = number
         self.fence = fence
@@ -339,6 +359,15 @@ class LogChannel:
                 break
         return max(looked[0] - looked[1], 0)
 
+    def has_items(self) -> bool:
+        """Whether something is there to be claimed. May be called without the lock."""
+        bases = self._bases()
+        cells = self._ledger.cells
+        for base in bases:  # noqa: SIM110 - any() over a generator takes twice as long
+            if cells[base + PUT] > cells[base + READ]:
+                return True
+        return False
+
     def _sizes_locked(self) -> int:
         """The same where every change is one store."""
         head = self._head
@@ -448,7 +477,7 @@ class LogChannel:
         for base in self._lanes[1:]:
             owner = cells[base + OWNER]
             if owner and cells[owner * SLOT_SIZE + KIND] != PRODUCER:
-                cells[base + OWNER] = 0
+                self._end_lane(base)
 
     # -- plans -----------------------------------------------------------------------------------
 
@@ -518,6 +547,8 @@ class LogChannel:
         """
         if self._head[ROLL]:
             self.roll()
+        if self._head[MAXSIZE]:
+            self.revoke()  # what is put here has not asked for room
         cells = self._ledger.cells
         lane = self._shared
         if lane is None:
@@ -553,7 +584,8 @@ class LogChannel:
             base = ledger.open_lane() * SLOT_SIZE
             cells = ledger.cells
             self._count_lanes()
-        lane = Lane(base, number, cells, self._fences.renew())
+        inline = -1 if self._head[MAXSIZE] else INLINE
+        lane = Lane(base, number, cells, self._fences.renew(), inline)
         lane.begin(*self._tail(base))
         lane.put = cells[base + PUT]
         cells[base + OWNER] = slot
@@ -620,7 +652,86 @@ class LogChannel:
         cells = self._ledger.cells
         for base in self._bases()[1:]:
             if cells[base + OWNER] == slot:
-                cells[base + OWNER] = 0
+                room = cells[base + GRANT] - cells[base + PUT]
+                self._end_lane(base)
+                if room > 0 and self._head[WAIT_ROOM]:
+                    self._ledger.room.notify(room)
+
+    def _end_lane(self, base: int) -> None:
+        """Nobody writes this lane."""
+        cells = self._ledger.cells
+        cells[base + INTENT] = cells[base + LIMIT] = cells[base + GRANT] = cells[base + PUT]
+        cells[base + OWNER] = 0
+
+    # -- room on a bounded queue -----------------------------------------------------------------
+
+    def admit(self, lane: Lane) -> bool:
+        """Give *lane*'s writer room for at least one more item. False: the queue is full.
+
+        It gets its share of what there is, for puts without the lock, until another one needs it:
+        see `revoke`.
+        """
+        head = self._head
+        if head[ROLL] or head[CUT]:
+            self.roll()
+        cells = self._ledger.cells
+        base = lane.base
+        put = cells[base + PUT]
+        if cells[base + LIMIT] > put:
+            return True  # it was given to another thread
+        room = self._room()
+        if room < 1:
+            self.revoke()
+            room = self._room()
+            if room < 1:
+                cells[base + INTENT] = put
+                return False
+        sharers = 1 + head[WAIT_ROOM]
+        for other in self._bases():
+            sharers += cells[other + GRANT] > cells[other + PUT]
+        share = max(room // sharers, 1)
+        cells[base + INTENT] = put + 1  # first: that much is not revoked
+        cells[base + GRANT] = put + share
+        cells[base + LIMIT] = put + share
+        if head[WAIT_ROOM] and room > share:
+            self._ledger.room.notify()
+        return True
+
+    def _room(self) -> int:
+        """For how many items there is room, not counting what producers have room for already.
+
+        Without the lock, items can only be handed out meanwhile, and such room be used.
+        """
+        head = self._head
+        cells = self._ledger.cells
+        used = 0
+        for base in self._bases():
+            put, grant = cells[base + PUT], cells[base + GRANT]
+            used += grant if grant > put else put
+        return head[MAXSIZE] - used + head[TAKEN] - self.claimed() + head[DROPPED]
+
+    def revoke(self) -> None:
+        """Take back what room producers have and don't use just now.
+
+        A producer stores INTENT, executes a full fence, and puts if LIMIT allows; this stores LIMIT
+        first, and then looks at INTENT. As with claims, one of them sees the other. GRANT comes
+        last: who dies before that leaves room unused until the next one does this again.
+        """
+        cells = self._ledger.cells
+        found: list[tuple[int, int]] = []
+        for base in self._bases():
+            put = cells[base + PUT]
+            if cells[base + GRANT] > put:
+                cells[base + LIMIT] = put
+                found += ((base, put),)
+        if found:
+            assert self._fences is not None
+            self._fences.renew()()
+            for base, put in found:
+                # It may have put since, and go for more than there is room for.
+                least = max(min(cells[base + INTENT], cells[base + GRANT]), put)
+                cells[base + LIMIT] = least
+                cells[base + GRANT] = least
 
     def _write(self, lane: Lane, payload: Any, tag: int, stamp: int) -> None:
         """Write a record behind the last one, without publishing it."""
@@ -653,7 +764,8 @@ class LogChannel:
                 if lane.put < 0 or lane.has_room(length):
                     return lane  # another thread was faster
                 assert self._fences is not None
-                after = Lane(lane.base, lane.number, lane.cells, self._fences.renew())
+                fence = self._fences.renew()
+                after = Lane(lane.base, lane.number, lane.cells, fence, lane.inline)
                 after.head, after.dumps, after.plain = lane.head, lane.dumps, lane.plain
                 self._extend(lane, length, after)
                 return after
@@ -748,25 +860,32 @@ class LogChannel:
         """
         bases = self._bases()
         cells = self._ledger.cells
-        if len(bases) == 1:
-            return 0 if cells[PUT] > cells[READ] else -1, NEVER
         while True:
             began = self._ledger.now()
+            found = [base for base in bases if cells[base + PUT] > cells[base + READ]]
+            if not found:
+                return -1, NEVER
+            if len(found) == 1:
+                if len(bases) == 1:
+                    return found[0], NEVER
+                # Older ones may have been put meanwhile on lanes that were looked at before.
+                if found == [base for base in bases if cells[base + PUT] > cells[base + READ]]:
+                    return found[0], NEVER
+                continue
             best, oldest, second = -1, NEVER, NEVER
-            for base in bases:
+            for base in found:
                 read = cells[base + READ]
-                if cells[base + PUT] > read:
-                    known = self._heads.get(base)
-                    if known is None or known[0] != read:
-                        segment, at, _ = self._position(base)
-                        known = read, segment.cells[ENTRY * (at + 1) + STAMPED]
-                        self._heads[base] = known
-                    if known[1] < oldest:
-                        best, oldest, second = base, known[1], oldest
-                    elif known[1] < second:
-                        second = known[1]
+                known = self._heads.get(base)
+                if known is None or known[0] != read:
+                    segment, at, _ = self._position(base)
+                    known = read, segment.cells[ENTRY * (at + 1) + STAMPED]
+                    self._heads[base] = known
+                if known[1] < oldest:
+                    best, oldest, second = base, known[1], oldest
+                elif known[1] < second:
+                    second = known[1]
             # One that was put meanwhile may be younger than one of a lane looked at before.
-            if best < 0 or oldest <= began:
+            if oldest <= began:
                 return best, second
 
     def _position(self, base: int) -> tuple[Segment, int, int]:
@@ -876,18 +995,20 @@ class LogChannel:
             if not self.recall():
                 return False
             base, until = self._oldest()
-        cells = ledger.cells
         segment, at, place = self._position(base)
-        queued = sum(cells[lane + PUT] - cells[lane + READ] for lane in self._bases())
-        head[HIGHEST] = max(head[HIGHEST], queued)
-        takers = max(head[CONSUMERS] + head[WORKERS], 1)
-        if takers > 1:
-            head[HIGHEST] = max(queued + self.claimed(), head[HIGHEST])
+        cells = ledger.cells
+        queued = 0
+        for lane in self._bases():
+            queued += cells[lane + PUT] - cells[lane + READ]
+        takers = head[CONSUMERS] + head[WORKERS]
+        held = queued if takers < 2 else queued + self.claimed()
+        head[HIGHEST] = max(head[HIGHEST], held)
         read = cells[base + READ]
-        limit = max(min(pace, queued // takers, cells[base + PUT] - read), 1)
-        if takers > 1 and queued <= SHARED_OUT:
-            limit = 1
-        until = now if queued > FEW else min(now, until)
+        limit = 1
+        if pace > 1 and (takers < 2 or queued > SHARED_OUT):
+            limit = max(min(pace, queued // max(takers, 1), cells[base + PUT] - read), 1)
+        if queued > FEW or now < until:
+            until = now
         count = self._count(segment, at)
         entry, entries = 0, b""
         if count > 1:
@@ -908,17 +1029,24 @@ class LogChannel:
         count = len(payloads)
         mine = slot * SLOT_SIZE
         claim = base << FILE_SHIFT | segment.file
-        self._plan(
-            (HEAD_SIZE + base + READ, read + count),
-            (HEAD_SIZE + base + POS, pos),
-            (HEAD_SIZE + mine + CLAIM_FILE, claim),
-            (HEAD_SIZE + mine + CLAIM_ENTRY, entry),
-            (HEAD_SIZE + mine + CLAIM_NEXT, first),
-            (HEAD_SIZE + mine + CLAIM_END, end),
-            (HEAD_SIZE + mine + CLAIM_IDLE, first),
-            at=head[TAKEN] + head[COMMITS] + count,
-        )
         taken = head[TAKEN] + count
+        # A plan, as `_plan` writes it down, which would take four times as long.
+        head[PAIRS] = HEAD_SIZE + base + READ
+        head[PAIRS + 1] = read + count
+        head[PAIRS + 2] = HEAD_SIZE + base + POS
+        head[PAIRS + 3] = pos
+        head[PAIRS + 4] = HEAD_SIZE + mine + CLAIM_FILE
+        head[PAIRS + 5] = claim
+        head[PAIRS + 6] = HEAD_SIZE + mine + CLAIM_ENTRY
+        head[PAIRS + 7] = entry
+        head[PAIRS + 8] = HEAD_SIZE + mine + CLAIM_NEXT
+        head[PAIRS + 9] = first
+        head[PAIRS + 10] = HEAD_SIZE + mine + CLAIM_END
+        head[PAIRS + 11] = end
+        head[PAIRS + 12] = HEAD_SIZE + mine + CLAIM_IDLE
+        head[PAIRS + 13] = first
+        head[ROLL_AT] = taken + head[COMMITS]
+        head[ROLL] = 7
         fence = self._fences.renew() if self._fences is not None else self._nothing
         # Together: no call from here to the end, where a signal handler could raise.
         head[TAKEN] = taken
@@ -954,6 +1082,10 @@ class LogChannel:
         """
         cells: Any = segment.cells
         first = ENTRY * (at + 1)
+        if limit == 1:
+            payload, tag, _ = self._record(segment, at)
+            entries = segment.map[8 * first : 8 * first + ENTRY_BYTES]
+            return [payload], entries, bool(tag & RAW)
         # There may be fewer entries than items. What lies behind a chunk is not looked at below.
         starts: list[int] = cells[first : first + ENTRY * limit : ENTRY].tolist()
         limit = len(starts)
