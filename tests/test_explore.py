@@ -1008,6 +1008,8 @@ def test_the_simulation_checks_its_arguments() -> None:
             sim.queue(on_failure="stop")  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="between processes"):
             sim.queue(threaded=True, redeliver=True)
+        with pytest.raises(ValueError, match="max_deliveries"):
+            sim.queue(max_deliveries=2)
         iq = sim.queue(threaded=True)
         with pytest.raises(ValueError, match="is a thread"):
             sim.may_kill(sim.spawn(produce, iq.get_producer(), 1))

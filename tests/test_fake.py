@@ -892,14 +892,17 @@ def test_or_handed_out_again() -> None:
 
 
 @pytest.mark.parametrize("pickled", [True, False])
-def test_but_not_for_ever(pickled: bool) -> None:
-    fake = FakeQueue([7], redeliver=True, pickled=pickled)
+@pytest.mark.parametrize("most", [None, 1, 2, 5])
+def test_but_not_for_ever(pickled: bool, most: int | None) -> None:
+    fake = FakeQueue([7], redeliver=True, max_deliveries=most, pickled=pickled)
     heir = fake.get_consumer()
-    for _ in range(IterableQueue.MAX_DELIVERIES):
+    tries = most or IterableQueue.MAX_DELIVERIES
+    for _ in range(tries):
         victim = fake.get_consumer()
         assert victim.get() == 7
         fake.kill(victim)
-    assert fake.history[-1] == Lost("consumer", 5, 7)
+    assert fake.history[-1] == Lost("consumer", tries + 2, 7)
+    assert (fake.statistics().lost, fake.statistics().redelivered) == (1, tries - 1)
     assert list(heir) == []
     with pytest.raises(ItemsLost):
         fake.join()

@@ -39,6 +39,7 @@ from iterable_queue import (
     Statistics,
     WouldDeadlock,
 )
+from iterable_queue._cells import MOST_DELIVERIES, REDELIVER, TRIES_SHIFT
 from tests import actors
 from tests.actors import Stage
 from tests.conftest import Processes, wait_until
@@ -250,6 +251,24 @@ def test_on_failure_must_be_one_of_two(value: Any) -> None:
     text = rf"^on_failure must be 'raise' or 'cancel', not {re.escape(repr(value))}$"
     with pytest.raises(ValueError, match=text):
         IterableQueue[int](on_failure=value)
+
+
+def test_max_deliveries_must_be_a_number_of_deliveries() -> None:
+    for value in (0, -1, MOST_DELIVERIES + 1):
+        text = rf"^max_deliveries must be 1 to {MOST_DELIVERIES}, not {value}$"
+        with pytest.raises(ValueError, match=text):
+            IterableQueue[int](redeliver=True, max_deliveries=value)
+    with pytest.raises(TypeError, match=r"^max_deliveries must be an int, not 2\.0$"):
+        IterableQueue[int](redeliver=True, max_deliveries=2.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^max_deliveries is for queues with redeliver=True$"):
+        IterableQueue[int](max_deliveries=2)
+
+
+def test_a_tag_has_room_for_the_most_deliveries() -> None:
+    iq = IterableQueue[int](redeliver=True, max_deliveries=MOST_DELIVERIES)
+    assert iq._core.ledger.head[REDELIVER] == MOST_DELIVERIES
+    assert MOST_DELIVERIES << TRIES_SHIFT < 1 << 63
+    iq.close()
 
 
 @pytest.mark.parametrize("value", [1, "yes", None], ids=repr)

@@ -34,7 +34,7 @@ WAIT_END: Final = 21  # callers of join announced as waiting for the end
 HOLDER: Final = 22  # slot of the process inside the lock; negated pid of one without a slot
 CANCEL_ON_FAILURE: Final = 23  # 1: a failure cancels the queue
 HANDLE: Final = 25  # slot of the process that alone can make endpoints; 0: others may, or none
-REDELIVER: Final = 24  # 1: what a killed consumer had in hand is handed out again
+REDELIVER: Final = 24  # times that an item is handed out at most if its takers are killed; 0: once
 WATCHED: Final = 26  # above 0: somebody is told of each endpoint made (see `Core.watch`)
 ROLL: Final = 32  # above 0: the channel has a plan to be rolled forward (see `_channels.log`)
 CHANNEL: Final = 33  # from here on the cells are the channel's
@@ -77,7 +77,9 @@ TRIES_SHIFT: Final = 48
 and above that, how often it was redelivered."""
 
 MAX_DELIVERIES: Final = 3
-"""How often an item is handed out at most, where items are redelivered."""
+"""How often an item is handed out at most on a redelivering queue, if nobody says how often."""
+MOST_DELIVERIES: Final = 10_000
+"""More than these can't be asked for. A tag has room for three times as many."""
 
 # Kinds of slot.
 FREE: Final = 0

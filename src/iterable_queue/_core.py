@@ -22,7 +22,6 @@ from iterable_queue._cells import (
     CONSUMER,
     FORKED,
     KIND_NAMES,
-    MAX_DELIVERIES,
     PROCESS,
     PRODUCER,
     QUEUE,
@@ -119,12 +118,29 @@ def check_seconds(value: object, name: str) -> None:
     _check(value, (int, float), f"{name} must be a number of seconds")
 
 
-def check_options(maxsize: object, on_failure: object, redeliver: object) -> None:
-    """Raises TypeError or ValueError unless these are what a queue can be made with."""
+def check_options(
+    maxsize: object, on_failure: object, redeliver: object, max_deliveries: object
+) -> int:
+    """Raises TypeError or ValueError unless these are what a queue can be made with.
+
+    Returns how often an item is handed out at most if its takers are killed; 0: once, and that is
+    not even written down.
+    """
     check_int(maxsize, "maxsize")
     if on_failure not in ("raise", "cancel"):
         raise ValueError(f"on_failure must be 'raise' or 'cancel', not {on_failure!r}")
     check_bool(redeliver, "redeliver")
+    if max_deliveries is None:
+        return cells_.MAX_DELIVERIES if redeliver else 0
+    check_int(max_deliveries, "max_deliveries")
+    assert isinstance(max_deliveries, int)
+    if not redeliver:
+        raise ValueError("max_deliveries is for queues with redeliver=True")
+    if not 1 <= max_deliveries <= cells_.MOST_DELIVERIES:
+        raise ValueError(
+            f"max_deliveries must be 1 to {cells_.MOST_DELIVERIES}, not {max_deliveries}"
+        )
+    return max_deliveries
 
 
 def check_exception(error: object) -> None:
@@ -450,7 +466,7 @@ class Core:
         lost = max(view.in_hand - len(kept), 0)
         for payload, tag in kept[: view.in_hand]:
             tries = (tag >> cells_.TRIES_SHIFT) + 1
-            if tries >= MAX_DELIVERIES:
+            if tries >= self.ledger.head[cells_.REDELIVER]:
                 lost += 1
             else:
                 again = tag & (1 << cells_.TRIES_SHIFT) - 1 | tries << cells_.TRIES_SHIFT

@@ -225,11 +225,11 @@ class Ledger:
             self.cells = self._runtime.cells(count)
         return self.cells
 
-    def set_up(self, maxsize: int, *, cancel: bool = False, redeliver: bool = False) -> None:
+    def set_up(self, maxsize: int, *, cancel: bool = False, deliveries: int = 0) -> None:
         """Once, by the queue's maker, before anybody else knows of it."""
         self.head[MAXSIZE] = self._maxsize = min(maxsize, LARGEST)  # which nobody can tell apart
         self.head[CANCEL_ON_FAILURE] = cancel
-        self.head[REDELIVER] = redeliver
+        self.head[REDELIVER] = deliveries
         self.head[HIGHEST] = self.channel.size()
 
     # -- the lock rule ---------------------------------------------------------------------------

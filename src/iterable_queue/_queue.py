@@ -70,8 +70,10 @@ class IterableQueue(Generic[T]):
             whose pickler carries the items; None: the best channel of the platform.
         on_failure: `"raise"`: what a failed producer had put is delivered, and `ProducerFailed`
             takes the place of `Done`; `"cancel"`: a failure stops everybody at once.
-        redeliver: whether an item in the hands of a consumer that is killed is handed out again
-            (at most `MAX_DELIVERIES` times in all), or counts as lost.
+        redeliver: whether an item in the hands of a consumer that is killed is handed out again, or
+            counts as lost.
+        max_deliveries: with `redeliver=True`, how often an item is handed out at most; the consumer
+            that had it then is killed as well, it counts as lost. None: `MAX_DELIVERIES`.
 
     Raises:
         TypeError, ValueError: for an argument of the wrong kind, by its name.
@@ -82,7 +84,7 @@ class IterableQueue(Generic[T]):
     Full: ClassVar[type[queue.Full]] = queue.Full
 
     MAX_DELIVERIES: ClassVar[int] = cells_.MAX_DELIVERIES
-    """How often an item is handed out at most with `redeliver=True`."""
+    """How often an item is handed out at most with `redeliver=True`, if not said otherwise."""
 
     __slots__ = ("__weakref__", "_core", "_entered", "_lost", "_maker")
 
@@ -93,12 +95,13 @@ class IterableQueue(Generic[T]):
         context: Context | None = None,
         on_failure: Literal["raise", "cancel"] = "raise",
         redeliver: bool = False,
+        max_deliveries: int | None = None,
     ) -> None:
-        check_options(maxsize, on_failure, redeliver)
+        deliveries = check_options(maxsize, on_failure, redeliver, max_deliveries)
         from iterable_queue._shared import make_shared_core
 
         core = make_shared_core(
-            context, max(maxsize, 0), cancel=on_failure == "cancel", redeliver=redeliver
+            context, max(maxsize, 0), cancel=on_failure == "cancel", deliveries=deliveries
         )
         self._begin(core, maker=True)
 

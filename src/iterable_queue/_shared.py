@@ -773,14 +773,14 @@ def _attach(address: Address, heir: int, fd: int | None) -> SharedCore:
 
 
 def make_shared_core(
-    context: Context | None, maxsize: int, *, cancel: bool, redeliver: bool
+    context: Context | None, maxsize: int, *, cancel: bool, deliveries: int
 ) -> SharedCore:
     """A new queue, with this process as its maker."""
     with _forks.still():
         address = make_directory(context)
         try:
             core = SharedCore(address)
-            core.ledger.set_up(maxsize, cancel=cancel, redeliver=redeliver)
+            core.ledger.set_up(maxsize, cancel=cancel, deliveries=deliveries)
             core.register()
         except BaseException:
             remove(address)

@@ -444,7 +444,7 @@ def _fake_core(
     tagged: bool = False,
     pickled: bool = False,
     cancel: bool = False,
-    redeliver: bool = False,
+    deliveries: int = 0,
     clock: VirtualClock | None = None,
 ) -> _Core:
     runtime = _Runtime(clock or VirtualClock(), pickled)
@@ -457,7 +457,7 @@ def _fake_core(
 
         dumps, loads = pickling("multiprocessing")
     ledger = _Ledger(runtime, channel, Log(loads))
-    ledger.set_up(maxsize, cancel=cancel, redeliver=redeliver)
+    ledger.set_up(maxsize, cancel=cancel, deliveries=deliveries)
     ledger.me = ledger.open_process(os.getpid(), lambda slot: None)
     core = _Core(runtime, ledger)
     core.dumps = dumps
@@ -495,7 +495,7 @@ class FakeQueue(IterableQueue[T]):
         pickled: whether items, and the errors of failures, are pickled in `put` (and `fail`) and
             unpickled in `get`, by the rules of queues between processes. False: they are handed
             over as they are.
-        on_failure, redeliver: as for `IterableQueue`.
+        on_failure, redeliver, max_deliveries: as for `IterableQueue`.
         clock: the clock of time-outs; None: one of its own.
 
     Raises:
@@ -517,9 +517,10 @@ class FakeQueue(IterableQueue[T]):
         pickled: bool = True,
         on_failure: Literal["raise", "cancel"] = "raise",
         redeliver: bool = False,
+        max_deliveries: int | None = None,
         clock: VirtualClock | None = None,
     ) -> None:
-        check_options(maxsize, on_failure, redeliver)
+        deliveries = check_options(maxsize, on_failure, redeliver, max_deliveries)
         check_bool(pickled, "pickled")
         _check_clock(clock)
         core = _fake_core(
@@ -528,7 +529,7 @@ class FakeQueue(IterableQueue[T]):
             tagged=True,
             pickled=pickled,
             cancel=on_failure == "cancel",
-            redeliver=redeliver,
+            deliveries=deliveries,
             clock=clock,
         )
         self._begin(core, maker=True)

@@ -34,6 +34,7 @@ class FakeQueues:
         pickled: bool = ...,
         on_failure: Literal["raise", "cancel"] = ...,
         redeliver: bool = ...,
+        max_deliveries: int | None = ...,
     ) -> FakeQueue[T]: ...
 
     @overload
@@ -45,6 +46,7 @@ class FakeQueues:
         pickled: bool = ...,
         on_failure: Literal["raise", "cancel"] = ...,
         redeliver: bool = ...,
+        max_deliveries: int | None = ...,
     ) -> FakeQueue[Any]: ...
 
     def __call__(
@@ -55,6 +57,7 @@ class FakeQueues:
         pickled: bool = True,
         on_failure: Literal["raise", "cancel"] = "raise",
         redeliver: bool = False,
+        max_deliveries: int | None = None,
     ) -> FakeQueue[Any]:
         """A new `FakeQueue`, by the same arguments; without items, it takes those of any type."""
         from iterable_queue.testing import FakeQueue
@@ -65,6 +68,7 @@ class FakeQueues:
             pickled=pickled,
             on_failure=on_failure,
             redeliver=redeliver,
+            max_deliveries=max_deliveries,
             clock=self.clock,
         )
         self.made.append(queue)

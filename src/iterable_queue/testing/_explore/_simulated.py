@@ -674,13 +674,13 @@ class SharedQueue:
         *,
         threaded: bool,
         cancel: bool,
-        redeliver: bool,
+        deliveries: int,
     ) -> None:
         self.schedule = schedule
         self.lock = lock
         self.index = index
         self.threaded = threaded
-        self.redeliver = redeliver
+        self.redeliver = deliveries > 0
         self.processes: dict[int, Actor] = {}
         self.leases: dict[int, list[tuple[Any, int]]] = {}
         self.runtime = SimulatedRuntime(schedule, lock, threaded)
@@ -696,7 +696,7 @@ class SharedQueue:
             if schedule.recorder is not None:
                 self.loads = partial(_noted, schedule, loads)
         self.core = core = SimulatedCore(self, schedule.main)
-        core.ledger.set_up(maxsize, cancel=cancel, redeliver=redeliver)
+        core.ledger.set_up(maxsize, cancel=cancel, deliveries=deliveries)
         core.join_in()
         if threaded:
             core.append_now = items.put

@@ -10,7 +10,7 @@ from types import CoroutineType, GeneratorType
 from typing import Any, Literal, TypeVar, cast
 
 from iterable_queue._cells import FLAGS, HANDLE, QUEUE, SLOT_SIZE, USED
-from iterable_queue._core import check_bool, check_callable, check_exception, check_int
+from iterable_queue._core import check_bool, check_callable, check_exception, check_options
 from iterable_queue._endpoints import Endpoint
 from iterable_queue._errors import EndpointElsewhere
 from iterable_queue._queue import IterableQueue, new_handle
@@ -69,6 +69,7 @@ class Simulation:
         threaded: bool = False,
         on_failure: Literal["raise", "cancel"] = "raise",
         redeliver: bool = False,
+        max_deliveries: int | None = None,
     ) -> IterableQueue[Any]:
         """A queue: for processes, as `IterableQueue(...)`; or as `IterableQueue.threaded(...)`.
 
@@ -76,11 +77,8 @@ class Simulation:
         endpoints are passed to `spawn`, as they are to a `Process`. The arguments mean what they
         mean there; those of processes can't be had with *threaded*.
         """
-        check_int(maxsize, "maxsize")
         check_bool(threaded, "threaded")
-        check_bool(redeliver, "redeliver")
-        if on_failure not in ("raise", "cancel"):
-            raise ValueError(f"on_failure must be 'raise' or 'cancel', not {on_failure!r}")
+        deliveries = check_options(maxsize, on_failure, redeliver, max_deliveries)
         if threaded and (redeliver or on_failure != "raise"):
             raise ValueError("redeliver and on_failure are for queues between processes")
         index = len(self._queues)
@@ -93,7 +91,7 @@ class Simulation:
             max(maxsize, 0),
             threaded=threaded,
             cancel=on_failure == "cancel",
-            redeliver=redeliver,
+            deliveries=deliveries,
         )
         self._queues.append(shared)
         made: IterableQueue[Any] = cast("Any", IterableQueue).__new__(IterableQueue)
