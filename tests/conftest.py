@@ -34,7 +34,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing.context import ForkContext, ForkServerContext, SpawnContext
 from pathlib import Path
 from types import FrameType
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import pytest
 
@@ -71,6 +71,19 @@ def wait_until(fact: Callable[[], T], what: str, timeout: float = 20.0) -> T:
             pytest.fail(f"{what}: not within {timeout:g} s")
         time.sleep(0.002)
     return found
+
+
+def list_gate(cells: Any, index: int) -> Callable[[bool], bool]:
+    """`_fence.gate` for cells that are a list."""
+
+    def take(block: bool) -> bool:
+        assert not block
+        if not cells[index]:
+            return False
+        cells[index] -= 1
+        return True
+
+    return take
 
 
 def lives(pid: int) -> bool:

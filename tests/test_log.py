@@ -32,9 +32,12 @@ from iterable_queue._cells import (
     CLOSED,
     CONSUMER,
     DROPPED,
+    GATE,
     HEAD_SIZE,
     HIGHEST,
     IN_HAND,
+    KIND,
+    MAXSIZE,
     PRODUCER,
     RAW,
     ROLL,
@@ -45,6 +48,7 @@ from iterable_queue._cells import (
     WAIT_END,
     WAIT_ITEM,
     WAIT_ROOM,
+    WORKER,
     WORKERS,
 )
 from iterable_queue._channel import EMPTY, ENTRY_BYTES, INLINE, Hand, pack_large, pack_small
@@ -57,10 +61,13 @@ from iterable_queue._channels.log import (
     FILE_SHIFT,
     FILES,
     FIRST_SIZE,
+    GRANT,
     INDEX_MASK,
+    INTENT,
     KEPT,
     LARGEST_SIZE,
     LEFT_AT,
+    LIMIT,
     LOW,
     OLDEST,
     OWNER,
@@ -77,6 +84,7 @@ from iterable_queue._channels.log import (
 from iterable_queue._fence import is_supported
 from iterable_queue._ledger import Ledger
 from iterable_queue._runtime import Cells, Condition, ThreadRuntime, TokenQueue
+from tests.conftest import list_gate
 
 lockless = pytest.mark.skipif(not is_supported(), reason="all goes by the lock here")
 
@@ -96,6 +104,26 @@ class Fate:
             if self.left == 0:
                 self.left = None
                 raise Interrupted
+
+
+class Moments(Fate):
+    """Something happens at the nth moment from now on: before a cell is read or stored."""
+
+    act: Callable[[], object] | None = None
+    wait = 0
+
+    def plan(self, moment: int, act: Callable[[], object]) -> None:
+        self.wait, self.act = moment, act
+
+    def strike(self) -> None:
+        super().strike()
+        self.pass_by()
+
+    def pass_by(self, index: int = 0) -> None:
+        self.wait -= 1
+        if self.wait == 0 and self.act is not None:
+            act, self.act = self.act, None
+            act()
 
 
 class FatefulCells(list[int]):
@@ -152,13 +180,22 @@ class Runtime(ThreadRuntime):
 class Log:
     """The views of some processes of one log, and what should be on it, the next one first."""
 
-    def __init__(self, path: Path, views: int = 1, *, lockless: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        views: int = 1,
+        *,
+        lockless: bool = False,
+        maxsize: int = 0,
+        fate: Fate | None = None,
+    ) -> None:
         path.mkdir(exist_ok=True)
         self.path = path
         self.lockless = lockless
-        self.fate = Fate()
+        self.fate = fate or Fate()
         self.runtime = Runtime(self.fate)
         self.head = self.runtime.head
+        self.head[MAXSIZE] = maxsize
         self.views = [self.attach() for _ in range(views)]
         ledger = self.ledger
         for view in self.ledgers:
@@ -171,7 +208,7 @@ class Log:
         ledger = Ledger(self.runtime, channel)
         channel.begin(ledger)
         if self.lockless:
-            channel.pass_the_lock_by()
+            channel.pass_the_lock_by(list_gate)
         return channel
 
     @property
@@ -237,8 +274,18 @@ class Log:
     def writer(self, view: int = 0) -> Writer:
         return Writer(self, view)
 
+    def putter(self, view: int = 0) -> Putter:
+        return Putter(self, view)
+
     def reader(self, view: int = 0) -> Reader:
         return Reader(self, view)
+
+    def promised(self) -> int:
+        """Items queued, and as many as producers have room for."""
+        cells = self.cells
+        bases = self.views[0]._bases()
+        room = sum(max(cells[base + GRANT] - cells[base + PUT], 0) for base in bases)
+        return self.views[0].size() + room
 
 
 class Writer:
@@ -301,6 +348,61 @@ class Writer:
         self.channel._ledger.close(self.slot, self.number)
 
 
+class Putter(Writer):
+    """A producer of a bounded queue; what it does is what `_put_within` does."""
+
+    def cell(self, field: int) -> int:
+        return self.log.cells[self.base + field]
+
+    @property
+    def room(self) -> int:
+        """For how many items it has room, until that is taken back."""
+        return self.cell(GRANT) - self.cell(PUT)
+
+    def begin(self) -> bool:
+        """Go for one item more. False: it may not put it."""
+        lane = self.lane
+        lane.cells[lane.intent_at] = lane.put + 1
+        lane.fence()
+        return lane.cells[lane.limit_at] > lane.put
+
+    def end(self) -> None:
+        """Put the item that it went for."""
+        self.put(b"%d.%d" % (self.number, self.lane.put))
+
+    def give_up(self) -> None:
+        """An interrupt ends it, or it found no room."""
+        self.lane.cells[self.lane.intent_at] = self.lane.put
+
+    def admit(self) -> bool:
+        return self.channel.admit(self.lane)
+
+    def put_own(self, most: int = 1000) -> int:
+        """Put as much as it may without the lock, but not more than *most*. Returns how many."""
+        for count in range(most):
+            if not self.begin():
+                self.give_up()
+                return count
+            self.end()
+        return most
+
+    def put_now(self) -> bool:
+        """Put one. False: the queue is full."""
+        while not self.begin():
+            if not self.admit():
+                self.give_up()
+                return False
+        self.end()
+        return True
+
+    def fill_up(self) -> int:
+        """Put until the queue is full. Returns how many."""
+        count = 0
+        while self.put_now():
+            count += 1
+        return count
+
+
 class Reader:
     """A consumer that claims; what it does is what `_Getting._hand_out` does."""
 
@@ -336,8 +438,7 @@ class Reader:
         cells = self.log.cells
         at = hand.next
         cells[hand.next_at] = at + 1
-        hand.fence()
-        return cells[hand.end_at] > at
+        return hand.gate(False)
 
     def end(self) -> Any:
         """What is done after that: the item's payload, or the item, if it was in a chunk."""
@@ -1868,9 +1969,9 @@ class Meddling:
 @pytest.mark.parametrize("leave", [0, 3, 45])
 @pytest.mark.parametrize("more", [0, 1, 2, 44, 45, 46, 89, 90])
 def test_what_was_handed_out_meanwhile_stays(fast: Log, leave: int, more: int) -> None:
-    """Between the look at CLAIM_NEXT and the store to CLAIM_END its consumer handed out some.
+    """Before the store to GATE its consumer handed out some, which is seen after the fence only.
 
-    It saw them to be its own, with the old CLAIM_END; of one more it sees that it is not.
+    It saw them to be its own; of one more it sees that it is not, or may not be.
     """
     reader = claimed(fast)
     mine = [reader.end() for _ in range(more)]
@@ -1882,8 +1983,8 @@ def test_what_was_handed_out_meanwhile_stays(fast: Log, leave: int, more: int) -
     others._fences = Meddling(meddle)  # type: ignore[assignment] # as much as is used
     rest = 90 - more
     back = others.cut(reader.slot, leave)
-    assert back == 90 - max(leave, more)
-    assert reader.rest == rest - back
+    assert back == max(rest - leave, 0)
+    assert reader.rest == reader.cell(GATE) == rest - back
     assert others.claimed() == reader.rest
     assert others.size() == rest
     others._fences = fast.views[0]._fences
@@ -2442,6 +2543,722 @@ def test_lanes_and_claims_at_random(tmp_path: Path, seed: int) -> None:
     assert len(seen) == len(set(seen)) == put - handed
     assert set(seen) <= set(payloads(log))
     assert log.views[0].size() == 0
+
+
+# Room on a bounded queue
+
+
+def bounded(path: Path, maxsize: int, fate: Fate | None = None) -> Log:
+    return Log(path, 2, lockless=True, maxsize=maxsize, fate=fate)
+
+
+def cells_of(out: Putter) -> tuple[int, int, int, int]:
+    return out.cell(PUT), out.cell(INTENT), out.cell(LIMIT), out.cell(GRANT)
+
+
+@lockless
+@pytest.mark.parametrize("maxsize", [1, 2, 10, 1000, (1 << 63) - 1])
+def test_a_lone_producer_is_given_all_the_room(tmp_path: Path, maxsize: int) -> None:
+    log = bounded(tmp_path, maxsize)
+    out, reader = log.putter(), log.reader(1)
+    assert not out.begin(), "it has none yet"
+    assert out.admit()
+    assert cells_of(out)[:2] == (0, 1)
+    assert out.room == out.cell(LIMIT) >= min(maxsize, 1 << 32)
+    count = min(maxsize, 20)
+    assert out.put_own(count) == count
+    assert [reader.get() for _ in range(count)] == payloads(log)
+    assert out.put_own(1) == (maxsize > count), "not what was taken since"
+    if maxsize <= count:
+        assert out.admit()
+        assert out.room == maxsize
+
+
+@lockless
+@pytest.mark.parametrize("waiting", [0, 1, 3, 50])
+@pytest.mark.parametrize("others", [0, 1, 3])
+def test_room_is_shared_with_those_who_may_want_some(
+    tmp_path: Path, others: int, waiting: int
+) -> None:
+    """Those who have room already, and those who wait: but each is given room for one."""
+    log = bounded(tmp_path, 12)
+    outs = [log.putter(n % 2) for n in range(others + 1)]
+    for other in outs[1:]:
+        log.head[WAIT_ROOM] = 11
+        assert other.admit()
+        assert other.room == 1
+    log.head[WAIT_ROOM] = waiting
+    assert outs[0].admit()
+    assert outs[0].room == max((12 - others) // (1 + others + waiting), 1)
+    assert log.promised() <= 12
+
+
+@lockless
+def test_those_who_have_none_left_get_no_share(tmp_path: Path) -> None:
+    log = bounded(tmp_path, 12)
+    first, second = log.putter(), log.putter(1)
+    assert first.put_now()
+    assert second.admit()
+    assert (first.room, second.room) == (0, 11)
+    assert second.begin(), "it goes for one, so this much stays, and it gets its share"
+    assert first.admit()
+    assert (first.room, second.room) == (5, 1)
+
+
+@lockless
+def test_what_is_claimed_and_not_handed_out_takes_room(tmp_path: Path) -> None:
+    log = bounded(tmp_path, 5)
+    out, other, reader = log.putter(), log.putter(1), log.reader(1)
+    assert out.fill_up() == 5
+    assert reader.claim(pace=3) == 3
+    assert not out.admit()
+    for _ in range(3):
+        assert reader.begin()
+        assert other.put_now(), "one that counts as handed out takes none"
+        assert not out.put_now()
+        reader.end()
+    log.views[1].cut(reader.slot)
+    assert not out.put_now()
+
+
+@lockless
+def test_a_full_queue_admits_nobody(tmp_path: Path) -> None:
+    """And keeps nothing for who asked."""
+    log = bounded(tmp_path, 3)
+    out, other = log.putter(), log.putter(1)
+    assert (out.fill_up(), other.fill_up()) == (3, 0)
+    for putter in (out, other):
+        before = cells_of(putter)
+        assert not putter.begin()
+        assert not putter.admit()
+        assert cells_of(putter) == before
+        assert putter.cell(INTENT) == putter.cell(PUT)
+
+
+@lockless
+@pytest.mark.parametrize(("room", "woken"), [(1, 0), (2, 1), (4, 1)])
+def test_another_one_is_woken_if_there_is_room_left(tmp_path: Path, room: int, woken: int) -> None:
+    """One: who wakes the next, if there still is."""
+    log = bounded(tmp_path, 10)
+    out, other = log.putter(), log.putter(1)
+    for _ in range(10 - room):
+        assert out.put_now()
+    log.views[1].revoke()
+    log.head[WAIT_ROOM] = 3
+    assert other.admit()
+    assert log.head[WAIT_ROOM] == 3 - woken
+    tokens = [log.runtime.room.sleep(0) for _ in range(2)]
+    assert tokens == [woken == 1, False]
+
+
+@lockless
+def test_room_that_another_thread_was_given_is_used(tmp_path: Path) -> None:
+    log = bounded(tmp_path, 10)
+    out, other = log.putter(), log.putter(1)
+    assert other.put_now()
+    assert out.admit()
+    before = cells_of(out), cells_of(other)
+    assert out.admit(), "by the thread that asked as well"
+    assert (cells_of(out), cells_of(other)) == before
+
+
+@lockless
+def test_no_room_is_given_for_what_comes_back(tmp_path: Path) -> None:
+    """Though who put it back was killed between the commit of that and carrying it out."""
+    for store in itertools.count(1):
+        log = bounded(tmp_path / str(store), 3)
+        out, reader = log.putter(), log.reader()
+        assert out.fill_up() == 3
+        assert reader.claim() == 1
+        assert reader.begin()
+        over = log.attempt(store, reader.channel.put_back, reader.slot, reader.hand)
+        size = log.views[1].size()
+        assert log.putter(1).fill_up() == 3 - size
+        assert log.views[1].size() == 3
+        if over:
+            assert size == 3
+            return
+
+
+@lockless
+def test_no_room_is_given_beyond_what_cells_hold(tmp_path: Path) -> None:
+    """A cell of shared memory has 63 bits and a sign; the producer has put some items by then."""
+    log = bounded(tmp_path, (1 << 63) - 1)
+    first, second, reader = log.putter(), log.putter(1), log.reader(1)
+    for out in (first, second):
+        assert out.put_now()
+        assert reader.get() is not EMPTY
+        reader.come_back()
+    for _ in range(3):
+        assert second.put_now()
+        assert max(cells_of(second)) < 1 << 63
+    assert log.views[0].size() == 3
+
+
+# Taking room back
+
+
+@lockless
+@pytest.mark.parametrize("goes", [False, True])
+@pytest.mark.parametrize("used", [0, 1, 2, 3])
+def test_room_that_is_not_used_is_taken_back(tmp_path: Path, used: int, goes: bool) -> None:
+    """But for that of a put that is being made."""
+    log = bounded(tmp_path, 3)
+    out, other = log.putter(), log.putter(1)
+    assert out.admit()
+    assert out.put_own(used) == used
+    if goes:
+        assert out.begin() == (used < 3)
+    else:
+        out.give_up()
+    kept = int(goes and used < 3)
+    log.views[1].revoke()
+    assert cells_of(out)[2:] == (used + kept, used + kept)
+    assert other.fill_up() == 3 - used - kept
+    if kept:
+        out.end()
+    assert log.views[0].size() == 3
+    assert not out.put_now()
+
+
+@lockless
+@pytest.mark.parametrize("then", ["ends", "goes for one", "has gone for one, and for another"])
+@pytest.mark.parametrize("puts", [0, 1, 2, 3])
+def test_at_whatever_moment_the_producer_puts_meanwhile(
+    tmp_path: Path, puts: int, then: str
+) -> None:
+    """Both see the last store of the other, or one of them does: no more is put than maxsize.
+
+    Of all the moments at which `revoke` reads or stores a cell, and the ones before and after.
+    """
+    for moment in itertools.count(1):
+        moments = Moments()
+        log = bounded(tmp_path / str(moment), 3, moments)
+        out, other = log.putter(), log.putter(1)
+        assert out.admit()
+        out.give_up()
+        going = then.startswith("has") and out.begin()
+
+        def act(out: Putter = out) -> None:
+            nonlocal going
+            if going:
+                out.end()
+            out.put_own(puts)
+            going = then != "ends" and out.begin()
+
+        moments.plan(moment, act)
+        log.runtime.slots.watch = moments.pass_by
+        log.views[1].revoke()
+        log.runtime.slots.watch = None
+        over = moments.act is not None
+        assert log.promised() <= 3
+        if not going:
+            out.give_up()
+        other.fill_up()
+        if going:
+            out.end()
+        assert log.views[0].size() == 3
+        assert not out.put_now()
+        assert not other.put_now()
+        if over:
+            assert moment > 5
+            return
+
+
+class Late:
+    """Cells as a processor sees them whose own stores the others see after its next fence only."""
+
+    def __init__(self, cells: Cells) -> None:
+        self.cells = cells
+        self.stores: list[tuple[int, int]] = []
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def __getitem__(self, index: int) -> int:
+        for stored, value in reversed(self.stores):
+            if stored == index:
+                return value
+        return self.cells[index]
+
+    def __setitem__(self, index: int, value: int) -> None:
+        self.stores.append((index, value))
+
+    def drain(self) -> None:
+        for index, value in self.stores:
+            self.cells[index] = value
+        self.stores = []
+
+
+@lockless
+@pytest.mark.parametrize("puts", [1, 3])
+def test_stores_of_one_that_takes_room_back_may_be_seen_late(tmp_path: Path, puts: int) -> None:
+    """Up to its fence, and from then on to its end: the producer acts at any moment of that."""
+    for moment in itertools.count(1):
+        moments = Moments()
+        log = bounded(tmp_path / str(moment), 3, moments)
+        out, other = log.putter(), log.putter(1)
+        assert out.admit()
+        out.give_up()
+        cells = Late(log.cells)
+        log.ledgers[1].cells = cells  # type: ignore[assignment] # as much as is used
+        log.views[1]._fences = Meddling(cells.drain)  # type: ignore[assignment]
+        put = 0
+
+        def act(out: Putter = out) -> None:
+            nonlocal put
+            put = out.put_own(puts)
+
+        moments.plan(moment, act)
+        log.runtime.slots.watch = moments.pass_by
+        log.views[1].revoke()
+        log.runtime.slots.watch = None
+        over = moments.act is not None
+        if over:
+            act()
+        cells.drain()
+        assert log.promised() <= 3
+        log.ledgers[1].cells = log.cells
+        assert other.fill_up() == 3 - put
+        assert not out.put_now()
+        if over:
+            assert moment > 3
+            return
+
+
+@lockless
+@pytest.mark.parametrize("more", [1, 2])
+def test_no_room_is_made_by_taking_it_back(tmp_path: Path, more: int) -> None:
+    """The producer has put what it might, and goes for one more, between the look at PUT and that
+    at INTENT: which is more than it has room for.
+    """
+    log = bounded(tmp_path, 5)
+    out, other = log.putter(), log.putter(1)
+    for _ in range(5 - more):
+        assert other.put_now()
+    log.views[0].revoke()
+    assert out.admit()
+    assert out.room == more
+    read = 0
+
+    def put_all(index: int) -> None:
+        nonlocal read
+        if index == out.base + GRANT:
+            read += 1
+            if read == 1:
+                assert out.put_own(more) == more
+                assert not out.begin()
+
+    log.runtime.slots.watch = put_all
+    log.views[1].revoke()
+    log.runtime.slots.watch = None
+    assert read
+    assert cells_of(out) == (more, more + 1, more, more)
+    assert not out.put_now()
+    assert log.views[0].size() == 5
+
+
+def two_with_room(log: Log, goes: bool) -> tuple[Putter, Putter]:
+    """Two producers that have room for some more; the first one may be about to put."""
+    first, second = log.putter(), log.putter(1)
+    log.head[WAIT_ROOM] = 2
+    assert second.put_now()
+    assert first.put_now()
+    log.head[WAIT_ROOM] = 0
+    assert (first.room, second.room) == (1, 3)
+    assert first.begin()
+    if not goes:
+        first.give_up()
+    return first, second
+
+
+@lockless
+@pytest.mark.parametrize("goes", [False, True])
+@pytest.mark.parametrize("asks", ["first", "second", "third"])
+def test_taking_back_is_interrupted_before_any_store(tmp_path: Path, asks: str, goes: bool) -> None:
+    """No more is put than maxsize; and whoever asks next gets all the room there is."""
+    for store in itertools.count(1):
+        log = bounded(tmp_path / str(store), 12)
+        first, second = two_with_room(log, goes)
+        over = log.attempt(store, log.views[1].revoke)
+        assert log.promised() <= 12
+        outs = {"first": first, "second": second, "third": log.putter(1)}
+        outs[asks].fill_up()
+        in_the_air = int(goes and asks != "first")
+        assert log.views[0].size() == 12 - in_the_air
+        if in_the_air:
+            first.end()
+        assert [out.put_now() for out in outs.values()] == [False] * 3
+        assert log.views[0].size() == log.promised() == 12
+        if over:
+            assert store > 4
+            return
+
+
+@lockless
+def test_between_interrupted_ones_all_put_what_they_may(tmp_path: Path) -> None:
+    """As a producer does that has not been told, without the lock."""
+    for store in itertools.count(1):
+        log = bounded(tmp_path / str(store), 12)
+        first, second = two_with_room(log, False)
+        over = log.attempt(store, log.views[1].revoke)
+        first.put_own()
+        log.attempt(max(store - 1, 1), log.views[0].revoke)
+        second.put_own()
+        assert log.views[0].size() <= log.promised() <= 12
+        first.fill_up()
+        assert log.views[0].size() == 12
+        if over:
+            return
+
+
+@lockless
+@pytest.mark.parametrize("maxsize", [1, 2])
+def test_room_that_was_half_taken_back_is_the_producers_own(tmp_path: Path, maxsize: int) -> None:
+    """It is all there is, and whoever took it back was killed before it could give it away."""
+    log = bounded(tmp_path, maxsize)
+    out = log.putter()
+    assert out.admit()
+    assert out.put_own(maxsize - 1) == maxsize - 1
+    out.give_up()
+    log.attempt(2, log.views[1].revoke)
+    assert (out.cell(LIMIT), out.room) == (maxsize - 1, 1)
+    assert out.put_now()
+    assert not out.put_now()
+    assert log.views[0].size() == maxsize
+
+
+@lockless
+@pytest.mark.parametrize("has_some", [False, True])
+def test_an_admission_is_interrupted_before_any_store(tmp_path: Path, has_some: bool) -> None:
+    """Its producer may be on its way to put one; once it has gone, all the room is there."""
+    for store in itertools.count(1):
+        log = bounded(tmp_path / str(store), 6)
+        out, other = log.putter(), log.putter(1)
+        if has_some:
+            assert other.put_now(), "which leaves it room that has to be taken back"
+        before = log.views[0].size()
+        assert not out.begin()
+        over = log.attempt(store, out.admit)
+        assert log.promised() <= 6
+        going = out.begin()
+        if not going:
+            out.give_up()
+        assert other.fill_up() + before == 6 - going
+        if going:
+            out.end()
+        assert not out.put_now()
+        assert log.views[0].size() == 6
+        if over:
+            assert going
+            assert store > 3
+            return
+
+
+@lockless
+@pytest.mark.parametrize("has_some", [False, True])
+def test_a_producer_is_killed_while_it_is_admitted(tmp_path: Path, has_some: bool) -> None:
+    """At any store; others have all the room once its lane has ended."""
+    for store in itertools.count(1):
+        log = bounded(tmp_path / str(store), 6)
+        dying, other = log.putter(), log.putter(1)
+        if has_some:
+            assert other.put_now()
+        before = log.views[0].size()
+        assert not dying.begin()
+        over = log.attempt(store, dying.admit)
+        there = other.fill_up() + before
+        assert 5 <= there <= 6
+        log.ledgers[1].close(dying.slot, dying.number)
+        assert other.fill_up() + there == 6
+        if over:
+            return
+
+
+# The end of one who has room
+
+
+@lockless
+@pytest.mark.parametrize("goes", [False, True])
+@pytest.mark.parametrize("end", ["closes", "dies", "is found gone"])
+def test_room_of_one_that_ends_is_returned(tmp_path: Path, end: str, goes: bool) -> None:
+    log = bounded(tmp_path, 6)
+    out, other = log.putter(), log.putter(1)
+    assert other.put_now()
+    assert out.put_now()
+    assert out.room == 4
+    if goes:
+        assert out.begin()
+    if end == "closes":
+        out.leave()
+    elif end == "dies":
+        log.ledgers[1].close(out.slot, out.number)
+    else:
+        log.cells[out.slot * SLOT_SIZE + KIND] = 0
+        log.views[1].mend()
+    assert log.cells[out.base + OWNER] == 0
+    assert cells_of(out) == (1, 1, 1, 1)
+    assert other.fill_up() == 4
+    assert log.views[0].size() == 6
+
+
+@lockless
+@pytest.mark.parametrize(("waiting", "woken"), [(1, 1), (3, 3), (9, 4)])
+def test_as_many_are_woken_as_one_that_ends_had_room_for(
+    tmp_path: Path, waiting: int, woken: int
+) -> None:
+    log = bounded(tmp_path, 6)
+    out, other = log.putter(), log.putter(1)
+    assert other.put_now()
+    assert out.put_now()
+    log.head[WAIT_ROOM] = waiting
+    log.ledgers[1].close(out.slot, out.number)
+    assert log.head[WAIT_ROOM] == waiting - woken
+
+
+@lockless
+def test_the_end_of_one_who_has_room_is_interrupted(tmp_path: Path) -> None:
+    """Before any store; then it is ended by who comes next, and the lane goes to another one."""
+    for store in itertools.count(1):
+        log = bounded(tmp_path / str(store), 6)
+        out, other = log.putter(), log.putter(1)
+        assert other.put_now()
+        assert out.put_now()
+        over = log.attempt(store, out.leave)
+        assert log.promised() <= 6
+        log.ledgers[1].mend()
+        log.ledgers[1].close(out.slot, out.number)
+        log.ledgers[1].mend()
+        after = log.putter(1)
+        assert after.base == out.base
+        assert after.room == 0
+        assert after.fill_up() == 4
+        assert not other.put_now()
+        if over:
+            assert store > 8
+            return
+
+
+# What is put under the lock
+
+
+@lockless
+@pytest.mark.parametrize("puts", [1, 3, 4])
+def test_a_worker_takes_room_that_others_were_given(tmp_path: Path, puts: int) -> None:
+    """It puts in any case, so what it takes must be theirs no more."""
+    log = bounded(tmp_path, 4)
+    out = log.putter()
+    worker, number = log.ledgers[1].open(WORKER, "")
+    assert out.admit()
+    assert out.room == 4
+    out.give_up()
+    for _ in range(puts):
+        assert log.ledgers[1].put(worker, number, b"tree", True)
+    assert out.put_own() == 0
+    assert out.fill_up() == 4 - puts
+    assert log.views[0].size() == 4
+    assert log.ledgers[1].put(worker, number, b"more", True), "it never waits for room"
+    assert log.views[0].size() == 5
+    assert not out.put_now()
+
+
+@lockless
+def test_a_worker_leaves_room_for_a_put_that_is_being_made(tmp_path: Path) -> None:
+    log = bounded(tmp_path, 2)
+    out = log.putter()
+    worker, number = log.ledgers[1].open(WORKER, "")
+    assert out.admit()
+    assert out.begin()
+    assert log.ledgers[1].put(worker, number, b"tree", True)
+    assert out.room == 1
+    out.end()
+    assert not out.put_now()
+    assert log.views[0].size() == 2
+
+
+@lockless
+@pytest.mark.parametrize("way", ["put back", "given back"])
+def test_an_item_that_comes_back_takes_room_that_others_were_given(
+    tmp_path: Path, way: str
+) -> None:
+    """That of its own hand-out, which was given away meanwhile."""
+    log = bounded(tmp_path, 3)
+    out, reader = log.putter(), log.reader(1)
+    assert out.fill_up() == 3
+    if way == "put back":
+        assert reader.claim() == 1
+        assert reader.begin()
+    else:
+        assert reader.ledger.take(reader.slot, reader.hand, 1, True)
+    assert out.admit()
+    out.give_up()
+    assert out.room == 1
+    if way == "put back":
+        reader.channel.put_back(reader.slot, reader.hand)
+    else:
+        reader.ledger.give_back(reader.slot, reader.hand)
+    assert out.put_own() == 0
+    assert not out.put_now()
+    assert log.views[0].size() == log.promised() == 3
+
+
+@lockless
+def test_the_rest_of_a_claim_comes_back_within_its_room(tmp_path: Path) -> None:
+    """At any store of that."""
+    for store in itertools.count(1):
+        log = bounded(tmp_path / str(store), 20)
+        out, reader = log.putter(), log.reader()
+        for _ in range(12):
+            assert out.put_now()
+        assert reader.claim(pace=10) == 10
+        assert out.room == 8
+        over = log.attempt(store, log.views[0].cut, reader.slot)
+        assert log.views[1].size() == 12
+        assert log.promised() <= 20
+        out.put_own()
+        assert log.putter(1).fill_up() + 12 <= 20
+        assert log.views[1].size() == 20
+        if over:
+            assert log.views[1].claimed() == 0
+            return
+
+
+@lockless
+def test_a_worker_puts_in_a_process_that_had_mapped_less(tmp_path: Path) -> None:
+    """There are lanes by now that it has not seen."""
+    log = bounded(tmp_path, 5)
+    slot, number = log.ledgers[1].open(WORKER, "")
+    few = Fewer(log.cells, log.head[SLOTS])
+    out = log.putter()
+    assert out.put_now()
+    log.ledgers[1].cells = few
+    assert log.ledgers[1].put(slot, number, b"tree", True)
+    assert out.put_own() == 0
+    assert out.fill_up() == 3
+
+
+@lockless
+@pytest.mark.parametrize(("limit", "woken"), [(1, 1), (3, 3), (100, 5)])
+def test_as_many_are_woken_as_were_taken_at_once(tmp_path: Path, limit: int, woken: int) -> None:
+    log = bounded(tmp_path, 5)
+    out, reader = log.putter(), log.reader(1)
+    assert out.fill_up() == 5
+    log.head[WAIT_ROOM] = 7
+    assert reader.ledger.take(reader.slot, reader.hand, limit, True)
+    assert len(reader.hand.pending) == woken
+    assert log.head[WAIT_ROOM] == 7 - woken
+    assert log.putter().fill_up() == woken
+
+
+@lockless
+def test_a_claim_wakes_nobody(tmp_path: Path) -> None:
+    """There is room only once its items are handed out."""
+    log = bounded(tmp_path, 5)
+    out, reader = log.putter(), log.reader(1)
+    assert out.fill_up() == 5
+    log.head[WAIT_ROOM] = 7
+    reader.hand.pace = 5
+    assert reader.ledger.take(reader.slot, reader.hand, 1)
+    assert log.head[WAIT_ROOM] == 7
+
+
+@lockless
+def test_the_highest_count_is_never_above_maxsize(tmp_path: Path) -> None:
+    """Though lanes are read one after another, while items are put and handed out."""
+    log = bounded(tmp_path, 6)
+    outs = [log.putter(), log.putter(1)]
+    first, second = log.reader(), log.reader(1)
+    for out in (outs[0], outs[1]) * 3:
+        assert out.put_now()
+    assert first.claim(pace=3) == 1
+
+    def go_on(index: int) -> None:
+        if index in (outs[0].base + PUT, outs[1].base + PUT) and first.hand.claim:
+            assert first.begin()
+            first.end()
+            for out in reversed(outs):
+                log.runtime.slots.watch = None
+                out.put_now()
+                log.runtime.slots.watch = go_on
+
+    log.runtime.slots.watch = go_on
+    assert second.claim()
+    log.runtime.slots.watch = None
+    assert log.head[HIGHEST] == 6
+    assert log.views[0].size() == 6
+
+
+@lockless
+@pytest.mark.parametrize("seed", range(6))
+def test_room_at_random(tmp_path: Path, seed: int) -> None:
+    """Puts begin, end and are given up, by producers that come, go and die; so do consumers.
+
+    Who holds the lock may be killed in anything. There are never more items than maxsize, and
+    always room for as many.
+    """
+    dice = random.Random(seed)
+    maxsize = dice.choice((1, 2, 3, 10, 50))
+    log = bounded(tmp_path, maxsize)
+    outs = [log.putter()]
+    readers = [log.reader(1)]
+    going = set[Putter]()
+    seen = list[Any]()
+    handed = 0
+    for _ in range(1500):
+        view = dice.randrange(2)
+        roll = dice.random()
+        if roll < 0.02 and len(outs) < 4:
+            outs.append(log.putter(view))
+        elif roll < 0.03 and len(readers) < 3:
+            readers.append(log.reader(view))
+        elif roll < 0.05 and len(outs) > 1:
+            out = outs.pop(dice.randrange(len(outs)))
+            going.discard(out)
+            if dice.random() < 0.5:
+                out.leave()
+            else:
+                log.ledgers[view].close(out.slot, out.number)
+        elif roll < 0.06 and len(readers) > 1:
+            reader = readers.pop(dice.randrange(len(readers)))
+            handed += bool(reader.hand.claim) and reader.begin()  # and is killed in that
+            log.ledgers[view].close(reader.slot, reader.number)
+        elif roll < 0.1:
+            log.attempt(dice.randrange(1, 12), log.views[view].revoke)
+        elif roll < 0.12:
+            log.views[view].recall()
+        elif roll < 0.6:
+            out = dice.choice(outs)
+            if out in going:
+                going.discard(out)
+                if dice.random() < 0.8:
+                    out.end()
+                else:
+                    out.give_up()
+            elif out.begin():
+                going.add(out)
+            elif dice.random() < 0.8:
+                size = log.views[view].size()
+                assert out.admit() or size + len(going) == maxsize
+                out.give_up()
+            else:
+                log.attempt(dice.randrange(1, 12), out.admit)
+                out.give_up()
+        else:
+            item = dice.choice(readers).get()
+            if item is not EMPTY:
+                seen.append(item)
+        assert log.promised() <= maxsize
+        assert log.views[view].put_ever() == len(log.expected)
+    for out in going:
+        out.end()
+    assert log.views[0].size() == len(log.expected) - len(seen) - handed
+    dice.choice(outs).fill_up()
+    assert log.views[1].size() == maxsize
+    for reader in readers:
+        log.ledger.close(reader.slot, reader.number)
+    seen += log.reader(1).get_all()
+    assert len(set(seen)) == len(seen) == len(log.expected) - handed
+    assert log.head[HIGHEST] <= maxsize
 
 
 INTERRUPTED_GET = """

@@ -66,8 +66,9 @@ CLAIM_NEXT: Final = 15  # the next of its records to be handed out
 CLAIM_END: Final = 16  # the first one behind it
 CLAIM_IDLE: Final = 17  # the value of CLAIM_NEXT at which its taker last came back for more
 CLAIM_ENTRY: Final = 18  # 1 + the index of the chunk of which it is a part; 0: of whole records
-TEXT: Final = 19  # the line of user code that made it, as bytes
-LANE_CELLS: Final = 19  # of a lane, which has no text: from here on, the channel's
+GATE: Final = 19  # four cells, a semaphore: how many of them may be handed out without the lock
+TEXT: Final = 23  # the line of user code that made it, as bytes
+LANE_CELLS: Final = 19  # of a lane, which has no claim and no text: from here on, the channel's
 SLOT_SIZE: Final = 40
 
 NUMBER_MASK: Final = (1 << 47) - 1

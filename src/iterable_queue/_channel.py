@@ -150,10 +150,10 @@ class Hand:
         "busy",
         "claim",
         "claims",
-        "end_at",
         "entries",
-        "fence",
+        "feed",
         "first",
+        "gate",
         "held",
         "idle_at",
         "kept",
@@ -171,6 +171,7 @@ class Hand:
         "since",
         "size",
         "taken",
+        "turn",
         "view",
     )
 
@@ -210,11 +211,15 @@ class Hand:
         self.first: int = 0
         self.next: int = 0
         """Of the claim's first record, and of the next to be handed out: the index in its file."""
-        self.view: Cells
-        self.next_at: int
-        self.end_at: int
-        self.fence: Callable[[], object]
-        """What handing out needs: the cells, the places of CLAIM_NEXT and CLAIM_END, a fence."""
+        self.view: Cells | None = None
+        self.next_at: int = 0
+        self.gate: Callable[[bool], bool]
+        """What handing out needs: the cells, the place of CLAIM_NEXT, and what takes one from GATE,
+        if that is above 0, by one locked instruction, which is a full fence as well."""
+        self.feed: list[Any] | None = None
+        """The items of the claim, while C functions hand them out (see `_Getting._feed`), and"""
+        self.turn: Any = None
+        """an iterator over what `gate` says, which ends when that is False."""
         self.size: int = 0
         """Records claimed; 0 once they are worked through."""
         self.since: int = 0

@@ -17,7 +17,12 @@ import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from iterable_queue import _mutex
+
+if TYPE_CHECKING:
+    from iterable_queue._runtime import Cells
 
 _MOST: Final = 1 << 30
 """A semaphore counts its releases; another one takes over well before that ends (2^31 - 1)."""
@@ -32,7 +37,26 @@ def is_supported() -> bool:
         and os.uname().machine == "x86_64"
         and sys.byteorder == "little"
         and (gil is None or bool(gil()))
+        and _mutex.is_supported()  # `gate` needs the same parts
     )
+
+
+def gate(cells: Cells, index: int) -> Callable[[bool], bool]:
+    """What takes one from a cell, if that is above 0: `SemLock.acquire`, to be called with False.
+
+    The cell and the three behind it are a semaphore of the GNU C library, whose value is the lower
+    half of the first (the upper one counts sleepers, of which there are none). So the cell may be
+    stored to as any other, and the locked instruction that takes one is a full fence.
+
+    It is of use as long as somebody refers to *cells*.
+    """
+    import ctypes
+
+    memory = ctypes.c_char.from_buffer(cast("memoryview", cells), 8 * index)
+    semlock: Any = import_module("_multiprocessing").SemLock
+    counting = 1
+    lock = semlock._rebuild(ctypes.addressof(memory), counting, semlock.SEM_VALUE_MAX, None)
+    return cast("Callable[[bool], bool]", lock.acquire)
 
 
 class Fences:

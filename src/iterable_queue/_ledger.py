@@ -94,6 +94,7 @@ from iterable_queue._cells import (
     FORKED,
     FREE,
     FREE_SLOT,
+    GATE,
     GENERATION,
     HAD,
     HANDLE,
@@ -770,6 +771,7 @@ class Ledger:
         else:
             head[STATE] |= CLOSED
         cells[base + IN_HAND] = 0
+        cells[base + GATE] = 0
         cells[base + CLAIM_END] = cells[base + CLAIM_NEXT] = cells[base + CLAIM_IDLE] = 0
         cells[base + KIND] = FREE
         cells[base + NEXT] = head[FREE_SLOT]

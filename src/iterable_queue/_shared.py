@@ -47,7 +47,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
 from iterable_queue import _cells as cells_
-from iterable_queue import _forks
+from iterable_queue import _fence, _forks
 from iterable_queue._cells import (
     BROKEN,
     CONSUMER,
@@ -258,7 +258,7 @@ class SharedCore(Core):
         if head[cells_.REDELIVER]:
             self.ledger.lease = self._leases.write  # writes down what is in hand
         else:
-            self._log.pass_the_lock_by()
+            self._log.pass_the_lock_by(_fence.gate)
         self._begun = True  # last: an interrupt before this has it done again
 
     # -- taking part -----------------------------------------------------------------------------

@@ -16,10 +16,11 @@ the stores before.
 
 A *claim* is a range of records of one segment, in the slot of the consumer that has it:
 CLAIM_NEXT to CLAIM_END are not handed out yet. The consumer hands out by storing CLAIM_NEXT, and
-then looks whether CLAIM_END is still behind it; whoever takes the rest away stores CLAIM_END, and
-then looks at CLAIM_NEXT; with a full fence between on both sides, one of them sees the other (the
-THE protocol of Cilk-5: Frigo, Leiserson and Randall, PLDI 1998). What was taken away is put again,
-on lane 0, where its old stamp makes it the next, but for what came back there before.
+then takes one from GATE, a semaphore; if that is 0, it looks again under the lock. Whoever takes
+the rest away stores 0 to GATE, executes a full fence, and then looks at CLAIM_NEXT; to take one
+from a semaphore is a fence itself. So one of them sees the other (after the THE protocol of Cilk-5:
+Frigo, Leiserson and Randall, PLDI 1998). What was taken away is put again, on lane 0, where its old
+stamp makes it the next, but for what came back there before.
 
 Changes of several cells are made whole by a *plan*: pairs of a cell and its new value, written down
 first, and valid from the one store on that brings TAKEN + COMMITS to ROLL_AT. Who has the lock next
@@ -48,6 +49,7 @@ from iterable_queue._cells import (
     CONSUMER,
     CONSUMERS,
     DROPPED,
+    GATE,
     HEAD_SIZE,
     HIGHEST,
     IN_HAND,
@@ -287,6 +289,7 @@ class LogChannel:
 
     __slots__ = (
         "_fences",
+        "_gate",
         "_head",
         "_heads",
         "_kept",
@@ -316,17 +319,23 @@ class LogChannel:
         """The chunk that was opened last: its lane, file, index, stamp, and items."""
         self._shared: Lane | None = None
         self._fences: _fence.Fences | None = None
+        self._gate: Callable[[Cells, int], Callable[[bool], bool]]
         self.lockless = False
 
     def begin(self, ledger: Ledger) -> None:
         """Once, before anything else."""
         self._ledger = ledger
 
-    def pass_the_lock_by(self) -> None:
-        """Producers get lanes of their own from now on, and consumers claim, where that can be."""
+    def pass_the_lock_by(self, gate: Callable[[Cells, int], Callable[[bool], bool]]) -> None:
+        """Producers get lanes of their own from now on, and consumers claim, where that can be.
+
+        Args:
+            gate: of cells and an index, what takes one from that cell, if it is above 0.
+        """
         if _fence.is_supported():
             self.lockless = True
             self._fences = _fence.Fences()
+            self._gate = gate
             self._ledger.claims = self
 
     def recheck(self) -> bool:
@@ -1047,7 +1056,8 @@ class LogChannel:
         head[PAIRS + 13] = first
         head[ROLL_AT] = taken + head[COMMITS]
         head[ROLL] = 7
-        fence = self._fences.renew() if self._fences is not None else self._nothing
+        if hand.view is not cells or hand.next_at != mine + CLAIM_NEXT:
+            hand.gate = self._gate(cells, mine + GATE)
         # Together: no call from here to the end, where a signal handler could raise.
         head[TAKEN] = taken
         cells[base + READ] = read + count
@@ -1058,10 +1068,9 @@ class LogChannel:
         cells[mine + CLAIM_END] = end
         cells[mine + CLAIM_IDLE] = first
         head[ROLL] = 0
+        cells[mine + GATE] = count
         hand.view = cells
         hand.next_at = mine + CLAIM_NEXT
-        hand.end_at = mine + CLAIM_END
-        hand.fence = fence
         if hand.pending:
             hand.rest = payloads  # which must be returned first: see `unclaim`
         else:
@@ -1131,6 +1140,7 @@ class LogChannel:
         # Together; of what was taken away, the payloads go as well.
         hand.claim = claim[len(claim) - left :] if left > 0 else []
         hand.rest = []
+        cells[mine + GATE] = max(left, 0)
         return left > 0
 
     def is_handed_out(self, slot: int, hand: Hand) -> bool:
@@ -1168,6 +1178,7 @@ class LogChannel:
         head[COMMITS] += 1
         hand.next += 1
         del hand.claim[-1]
+        self._ledger.cells[mine + GATE] = len(hand.claim)
         self.roll()
         self._ledger.items.notify()
 
@@ -1197,6 +1208,7 @@ class LogChannel:
         )
         # Together, as in `claim`.
         head[COMMITS] += 1
+        cells[mine + GATE] = 0
         cells[mine + CLAIM_IDLE] = at
         cells[mine + CLAIM_NEXT] = at
         cells[mine + IN_HAND] = held
@@ -1224,15 +1236,16 @@ class LogChannel:
         # In this order: from the store to CUT on, `roll` would undo it.
         head[CUT_END] = end
         head[CUT] = slot
-        cells[mine + CLAIM_END] = at = cells[mine + CLAIM_NEXT] + leave
+        cells[mine + GATE] = 0
         assert self._fences is not None
         self._fences.renew()()
-        if cells[mine + CLAIM_NEXT] > at:
-            # What the consumer was handed meanwhile, and has seen to be its own, stays so.
-            cells[mine + CLAIM_END] = at = min(cells[mine + CLAIM_NEXT], end)
-        count = end - at
+        # What the consumer was handed meanwhile, or will find to be, stays its own.
+        left = max(end - cells[mine + CLAIM_NEXT], 0)
+        count = max(left - leave, 0)
+        cells[mine + CLAIM_END] = at = end - count
         if not count:
             head[CUT] = 0
+            cells[mine + GATE] = left
             return 0
         put = cells[PUT]
         tail, low = cells[TAIL + (put & 1)], cells[LOW + (put & 1)]
@@ -1246,6 +1259,7 @@ class LogChannel:
             (UNTAKEN, head[UNTAKEN] + count),
             (CUT, 0),
         )
+        cells[mine + GATE] = left - count
         self._ledger.items.notify(count)
         return count
 
