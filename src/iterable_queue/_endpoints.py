@@ -967,9 +967,10 @@ class _Getting(Endpoint, Generic[T]):
         # items that this has got ready. All of it is C code, but for that function; and unlike a
         # generator it goes on after an error or an interrupt.
         state: list[Any] = [True, iter(())]
-        steps = map(self._stepper(state), repeat(None))
-        turns = cycle((steps, _Current(partial(getitem, state, 1))))
-        return chain.from_iterable(compress(turns, iter(partial(getitem, state, 0), None)))
+        steps: Iterable[T] = map(self._stepper(state), repeat(None))
+        current: Iterable[T] = _Current(partial(getitem, state, 1))
+        going_on: Iterator[Any] = iter(partial(getitem, state, 0), None)
+        return chain.from_iterable(compress(cycle((steps, current)), going_on))
 
     def _stepper(self, state: list[Any]) -> Callable[[None], T]:
         """A function that does what `__next__` does, for iterating.

@@ -142,6 +142,8 @@ FEW: Final = 256
 their puts; above that, a claim only begins with the oldest."""
 SHARED_OUT: Final = 64
 """While no more items than this are queued for several consumers, they are claimed one by one."""
+MOST_ROOM: Final = 1 << 40
+"""A producer is given room for no more items than this at once, so that the sum fits a cell."""
 NEVER: Final = (1 << 63) - 1
 """Later than any stamp."""
 
@@ -691,6 +693,8 @@ class LogChannel:
         room = self._room()
         if room < 1:
             self.revoke()
+            if cells[base + LIMIT] > put:
+                return True  # its own, of which one who was killed had taken back a half
             room = self._room()
             if room < 1:
                 cells[base + INTENT] = put
@@ -698,7 +702,7 @@ class LogChannel:
         sharers = 1 + head[WAIT_ROOM]
         for other in self._bases():
             sharers += cells[other + GRANT] > cells[other + PUT]
-        share = max(room // sharers, 1)
+        share = min(max(room // sharers, 1), MOST_ROOM)
         cells[base + INTENT] = put + 1  # first: that much is not revoked
         cells[base + GRANT] = put + share
         cells[base + LIMIT] = put + share
@@ -726,7 +730,7 @@ class LogChannel:
         first, and then looks at INTENT. As with claims, one of them sees the other. GRANT comes
         last: who dies before that leaves room unused until the next one does this again.
         """
-        cells = self._ledger.cells
+        cells = self._ledger.refreshed()
         found: list[tuple[int, int]] = []
         for base in self._bases():
             put = cells[base + PUT]
