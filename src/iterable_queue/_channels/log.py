@@ -866,28 +866,47 @@ class LogChannel:
 
     # -- reading ---------------------------------------------------------------------------------
 
-    def _oldest(self) -> tuple[int, int]:
+    def _oldest(self) -> tuple[int, int, int]:
         """The lane whose next record is the oldest of all, and when that of another one was put.
 
-        The lane is -1 if there is no record.
+        And how many items are on all lanes. The lane is -1 if there is none.
         """
         bases = self._bases()
         cells = self._ledger.cells
         while True:
-            began = self._ledger.now()
-            found = [base for base in bases if cells[base + PUT] > cells[base + READ]]
-            if not found:
-                return -1, NEVER
-            if len(found) == 1:
-                if len(bases) == 1:
-                    return found[0], NEVER
-                # Older ones may have been put meanwhile on lanes that were looked at before.
-                if found == [base for base in bases if cells[base + PUT] > cells[base + READ]]:
-                    return found[0], NEVER
+            found = -1
+            lanes = queued = 0
+            for base in bases:
+                items = cells[base + PUT] - cells[base + READ]
+                if items > 0:
+                    found = base
+                    lanes += 1
+                    queued += items
+            if lanes > 1:
+                best, second = self._compare(bases)
+                if best >= 0:
+                    return best, second, queued
                 continue
-            best, oldest, second = -1, NEVER, NEVER
-            for base in found:
-                read = cells[base + READ]
+            for base in bases:
+                if base == found:
+                    return found, NEVER, queued
+                # One that is older may have been put since this lane was looked at.
+                if cells[base + PUT] > cells[base + READ]:
+                    break
+            else:
+                return -1, NEVER, 0
+
+    def _compare(self, bases: list[int]) -> tuple[int, int]:
+        """Of several lanes, the one whose next record is the oldest; and when the next one was put.
+
+        -1: it was put since this began, and may be younger than one of a lane looked at before.
+        """
+        cells = self._ledger.cells
+        began = self._ledger.now()
+        best, oldest, second = -1, NEVER, NEVER
+        for base in bases:
+            read = cells[base + READ]
+            if cells[base + PUT] > read:
                 known = self._heads.get(base)
                 if known is None or known[0] != read:
                     segment, at, _ = self._position(base)
@@ -897,9 +916,7 @@ class LogChannel:
                     best, oldest, second = base, known[1], oldest
                 elif known[1] < second:
                     second = known[1]
-            # One that was put meanwhile may be younger than one of a lane looked at before.
-            if oldest <= began:
-                return best, second
+        return (best if oldest <= began else -1), second
 
     def _position(self, base: int) -> tuple[Segment, int, int]:
         """Where the next record of a lane is that has one, and the place in it of a chunk."""
@@ -942,11 +959,11 @@ class LogChannel:
         head = self._head
         if head[ROLL]:
             self.roll()
-        base, _ = self._oldest()
+        base, _, _ = self._oldest()
         if base < 0:
             if not self.lockless or not self.recall():
                 return EMPTY
-            base, _ = self._oldest()
+            base, _, _ = self._oldest()
         cells = self._ledger.cells
         segment, at, place = self._position(base)
         payload, tag, _ = self._record(segment, at)
@@ -1003,16 +1020,13 @@ class LogChannel:
         ledger = self._ledger
         now = ledger.now()
         pace = hand.pace_at(now, CLAIM_NS, CLAIM_MOST)
-        base, until = self._oldest()
+        base, until, queued = self._oldest()
         if base < 0:
             if not self.recall():
                 return False
-            base, until = self._oldest()
+            base, until, queued = self._oldest()
         segment, at, place = self._position(base)
         cells = ledger.cells
-        queued = 0
-        for lane in self._bases():
-            queued += cells[lane + PUT] - cells[lane + READ]
         takers = head[CONSUMERS] + head[WORKERS]
         held = queued if takers < 2 else queued + self.claimed()
         head[HIGHEST] = max(head[HIGHEST], held)
