@@ -15,18 +15,20 @@ from typing import Any
 
 import pytest
 
-from iterable_queue import IterableQueue, _directory
+from iterable_queue import IterableQueue, _directory, _mutex
 from iterable_queue._cells import HEAD_SIZE, SLOT_SIZE
 from iterable_queue._directory import (
     FIRST_SLOTS,
     PREFIX,
     ROOM,
     Address,
+    lock_name,
     make_directory,
     remove,
     semaphore_names,
 )
 from iterable_queue._liveness import hold
+from iterable_queue._mutex import Mutex
 
 SHM = Path("/dev/shm")
 
@@ -50,17 +52,29 @@ def address(base: Path) -> Iterator[Address]:
     remove(address)
 
 
+needed = pytest.mark.skipif(not _mutex.is_supported(), reason="there are no robust mutexes here")
+
+
+@pytest.fixture(
+    params=[pytest.param(True, id="mutex", marks=needed), pytest.param(False, id="semaphore")]
+)
+def robust(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the lock of queues made from now on is a robust mutex: each in turn."""
+    robust: bool = request.param
+    monkeypatch.setattr(_mutex, "is_supported", lambda: robust)
+    return robust
+
+
 # Making
 
 
-def test_a_directory_is_private(address: Address, base: Path) -> None:
+def test_a_directory_is_private(robust: bool, address: Address, base: Path) -> None:
     path = Path(address.path)
     assert path.parent == base
     assert path.name == f"{PREFIX}{os.geteuid()}-{os.getpid()}-{address.token}"
     assert path.stat().st_mode & 0o777 == 0o700
-    assert [(file.name, file.stat().st_mode & 0o777) for file in path.iterdir()] == [
-        ("cells", 0o600)
-    ]
+    modes = {file.name: file.stat().st_mode & 0o777 for file in path.iterdir()}
+    assert modes == dict.fromkeys(["cells", "mutex"] if robust else ["cells"], 0o600)
 
 
 def test_a_umask_does_not_open_it(base: Path) -> None:
@@ -70,7 +84,7 @@ def test_a_umask_does_not_open_it(base: Path) -> None:
     finally:
         os.umask(before)
     assert Path(address.path).stat().st_mode & 0o777 == 0o700
-    assert Path(address.path, "cells").stat().st_mode & 0o777 == 0o600
+    assert {file.stat().st_mode & 0o777 for file in Path(address.path).iterdir()} == {0o600}
     remove(address)
 
 
@@ -81,17 +95,26 @@ def test_its_cells_are_zero_and_fill_whole_pages(address: Address) -> None:
     assert not any(cells)
 
 
-def test_its_semaphores(address: Address) -> None:
-    """The lock is free, the others hold no token."""
-    names = semaphore_names(address.token)
+def test_its_semaphores(robust: bool, address: Address) -> None:
+    """The lock is free, if it is one of them; the others hold no token."""
+    lock, *conditions = names = semaphore_names(address.token)
     assert len(set(names)) == 4
-    assert semaphores(address.token) == {f"sem.{name[1:]}" for name in names}
+    made = conditions if robust else names
+    assert semaphores(address.token) == {f"sem.{name[1:]}" for name in made}
     rebuild = address.semlock._rebuild
-    lock = rebuild(0, _directory.RECURSIVE, 1, names[0])
-    assert lock.acquire(False)
-    lock.release()
-    for name in names[1:]:
+    if not robust:
+        semaphore = rebuild(0, _directory.RECURSIVE, 1, lock)
+        assert semaphore.acquire(False)
+        semaphore.release()
+    for name in conditions:
         assert not rebuild(0, _directory.COUNTING, 10, name).acquire(False)
+
+
+@needed
+def test_its_mutex_is_free(address: Address) -> None:
+    assert lock_name(address) == f"{address.path}/mutex"
+    with Mutex(lock_name(address)).trying():
+        pass
 
 
 def test_two_have_nothing_in_common(address: Address) -> None:
@@ -131,8 +154,10 @@ def test_what_is_no_context_is_refused_by_name(base: Path) -> None:
     assert list(base.iterdir()) == []
 
 
-@pytest.mark.parametrize("fails", ["reserve", "semlock"])
+@pytest.mark.parametrize("fails", ["reserve", "mutex", "semlock"])
 def test_no_room_leaves_nothing(base: Path, fails: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if fails == "mutex" and not _mutex.is_supported():
+        pytest.skip("there are no robust mutexes here")
     semlock, package = _directory._parts(None)
     made = list[str]()
 
@@ -151,6 +176,8 @@ def test_no_room_leaves_nothing(base: Path, fails: str, monkeypatch: pytest.Monk
 
     if fails == "reserve":
         monkeypatch.setattr(_directory, "reserve", no_room)
+    if fails == "mutex":
+        monkeypatch.setattr(Mutex, "begin", no_room)  # its file is there by then
 
     def parts(context: object) -> tuple[type, str]:
         return Scarce, package
@@ -159,7 +186,7 @@ def test_no_room_leaves_nothing(base: Path, fails: str, monkeypatch: pytest.Monk
     with pytest.raises(OSError, match="no room"):
         make_directory(None)
     assert list(base.iterdir()) == []
-    assert len(made) == (0 if fails == "reserve" else 3)
+    assert len(made) == (3 if fails == "semlock" else 0)
     for name in made:
         assert not (SHM / f"sem.{name[1:]}").exists()
 
@@ -221,8 +248,9 @@ def test_a_queue_without_shared_memory(tmp_path: Path, monkeypatch: pytest.Monke
 # Removing
 
 
-def test_removing(base: Path) -> None:
+def test_removing(robust: bool, base: Path) -> None:
     address = make_directory(None)
+    assert Path(lock_name(address)).exists() is robust
     Path(address.path, "s0").touch()
     remove(address)
     assert list(base.iterdir()) == []
@@ -315,7 +343,7 @@ def test_left_overs_go(base: Path) -> None:
     assert not any(path.exists() for path in lefts)
 
 
-def test_their_semaphores_go_too(base: Path) -> None:
+def test_their_semaphores_go_too(robust: bool, base: Path) -> None:
     address = make_directory(None)
     Path(address.path, "p1").touch()
     _directory._swept_at = -1e9

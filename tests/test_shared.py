@@ -2,7 +2,8 @@
 
 Most tests have several parts in one process. Each has a slot, locks and a view of its own, and is
 to the others what another process would be: one that "dies" closes the lock that shows its life.
-What needs a process's real end has a process.
+Who holds the queue's lock is a thread of its own, since a mutex is its thread's, which may take it
+again; a thread that ends inside is a dead holder. What needs a process's real end has a process.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty
 from types import SimpleNamespace
@@ -33,6 +35,7 @@ from iterable_queue import (
     Producer,
     ProducerFailed,
     _directory,
+    _mutex,
     _shared,
 )
 from iterable_queue import _cells as cells_
@@ -70,21 +73,46 @@ from iterable_queue._channel import Hand
 from iterable_queue._directory import Address
 from iterable_queue._ledger import Ledger
 from iterable_queue._liveness import is_held, try_hold
+from iterable_queue._runtime import SLICE_S, is_lock_busy
 from iterable_queue._shared import REMOVED, SharedCore, attach, make_shared_core
+from iterable_queue._shared_runtime import SharedRuntime
 from tests.conftest import FORKS, Processes, wait_until
 
 FORK = multiprocessing.get_context("fork")
 SPAWN = multiprocessing.get_context("spawn")
+
+needed = pytest.mark.skipif(not _mutex.is_supported(), reason="there are no robust mutexes here")
+
+
+@pytest.fixture
+def semaphore(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock of queues made from now on is a semaphore, as where there are no robust mutexes."""
+    monkeypatch.setattr(_mutex, "is_supported", lambda: False)
+
+
+@pytest.fixture(params=[pytest.param("mutex", marks=needed), "semaphore"])
+def either_lock(request: pytest.FixtureRequest) -> str:
+    """Each kind of lock in turn."""
+    kind: str = request.param
+    if kind == "semaphore":
+        request.getfixturevalue("semaphore")
+    return kind
+
+
+with_either_lock = pytest.mark.usefixtures("either_lock")
+with_semaphore = pytest.mark.usefixtures("semaphore")
 
 
 class Parts:
     """A queue with its maker's part, and as many others as are asked for."""
 
     def __init__(self, *, redeliver: bool = False) -> None:
-        self.maker = make_shared_core(None, 0, cancel=False, redeliver=redeliver)
+        deliveries = MAX_DELIVERIES if redeliver else 0
+        self.maker = make_shared_core(None, 0, cancel=False, deliveries=deliveries)
         self.maker.transact(self.maker.ledger.open, QUEUE, "main.py:1")
         self.address: Address = self.maker.address
         self.others: list[SharedCore] = []
+        self.kept: list[SharedRuntime] = []
 
     def join(self) -> SharedCore:
         part = SharedCore(self.address)
@@ -101,6 +129,22 @@ class Parts:
         part._lineages.clear()
         part._inherited.clear()
         part._left = True
+
+    def die_inside(self, part: SharedCore, name: int | None = None) -> None:
+        """A thread ends inside the lock, with the part's name on it, or with that one.
+
+        Of a mutex, that is its holder's death. The part's own is another matter.
+        """
+        runtime = SharedRuntime(self.address)  # of its own: a semaphore's object counts its turns
+        self.kept.append(runtime)  # the kernel finds the mutex where it is mapped
+
+        def die() -> None:
+            runtime.lock.__enter__()
+            runtime.head[HOLDER] = part.ledger.me if name is None else name
+
+        thread = threading.Thread(target=die)
+        thread.start()
+        thread.join(20)
 
     def end(self) -> None:
         for part in (*self.others, self.maker):
@@ -230,11 +274,12 @@ def test_it_can_not_be_joined_any_more(parts: Parts) -> None:
     late._left = True
 
 
+@with_either_lock
 def test_leaving_without_the_lock(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     """After some slices it just goes; the others find its endpoints as those of a dead one."""
     other = parts.join()
     out = parts.open(other, PRODUCER)
-    with parts.maker.runtime.lock:
+    with held(parts.maker):
         monkeypatch.setattr(_shared, "LEAVE_SLICES", 1)
         other.leave("")
     assert parts.maker.ledger.is_open(*out)
@@ -244,6 +289,7 @@ def test_leaving_without_the_lock(parts: Parts, monkeypatch: pytest.MonkeyPatch)
     assert len(parts.failures()) == 1
 
 
+@with_either_lock
 def test_leaving_inside_a_transition(parts: Parts) -> None:
     """As where `__del__` of the last reference runs inside one: the same as without the lock."""
     other = parts.join()
@@ -253,10 +299,11 @@ def test_leaving_inside_a_transition(parts: Parts) -> None:
     assert parts.cell(3, KIND) == cells_.FREE
 
 
+@with_either_lock
 def test_leaving_a_broken_queue(parts: Parts) -> None:
     other = parts.join()
     parts.maker.ledger.mark_broken(parts.maker.runtime.errors.pack(ChannelBroken("broken")))
-    with parts.maker.runtime.lock:
+    with held(parts.maker):
         other.leave("")
         assert os.path.exists(parts.address.path), "somebody else takes part"
         parts.maker.leave("")
@@ -293,24 +340,62 @@ def test_making_one_that_fails_leaves_nothing(
     monkeypatch.setattr(SharedCore, "register", refuse)
     for _ in range(2):
         with pytest.raises(OSError, match="no descriptors"):
-            make_shared_core(None, 0, cancel=False, redeliver=False)
+            make_shared_core(None, 0, cancel=False, deliveries=0)
         gc.collect()
     assert list(tmp_path.iterdir()) == []
 
 
-# The lock of a dead holder
+# The lock, and its dead holders
 
 
-def hold_lock(part: SharedCore, name: int | None = None) -> None:
-    """Take the lock as a process does that is about to die inside."""
-    assert part._shared_runtime._lock.acquire(True, 5)
-    part.ledger.head[HOLDER] = part.ledger.me if name is None else name
+@contextmanager
+def held(part: SharedCore, name: int | None = None) -> Generator[None]:
+    """Another thread is inside the part's lock, with the part's name on it, or with that one."""
+    inside, out = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        head = part.ledger.head
+        with part.runtime.lock:
+            head[HOLDER] = part.ledger.me if name is None else name
+            inside.set()
+            out.wait(20)
+            head[HOLDER] = 0
+
+    thread = threading.Thread(target=stay)
+    thread.start()
+    assert inside.wait(20)
+    try:
+        yield
+    finally:
+        out.set()
+        thread.join(20)
 
 
+def is_free(part: SharedCore) -> bool:
+    """Whether another thread gets the lock."""
+    found = list[bool]()
+
+    def look() -> None:
+        try:
+            with part.runtime.lock_within(0.01):
+                found.append(True)
+        except KeyError as error:
+            if not is_lock_busy(error):
+                raise
+            found.append(False)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join(20)
+    (free,) = found
+    return free
+
+
+@with_either_lock
 def test_the_lock_of_a_dead_holder_is_taken_over(parts: Parts) -> None:
     other = parts.join()
     out = parts.open(other, PRODUCER)
-    hold_lock(other)
+    parts.die_inside(other)
     other.ledger.head[PRODUCERS] = 77  # half done
     parts.die(other)
     slot, _ = parts.maker.transact(parts.maker.ledger.open, CONSUMER, "x")
@@ -320,81 +405,76 @@ def test_the_lock_of_a_dead_holder_is_taken_over(parts: Parts) -> None:
     assert not parts.maker.ledger.is_open(*out)
     assert parts.maker.ledger.head[PRODUCERS] == 0
     assert parts.cell(slot, KIND) == CONSUMER
-    assert not parts.maker._shared_runtime.is_locked()
+    assert is_free(parts.maker)
 
 
+@with_either_lock
 def test_a_dead_holder_without_a_slot(parts: Parts, processes: Processes) -> None:
     process = processes.start(SPAWN.Process(target=int))
     processes.join()
-    hold_lock(parts.join(), -(process.pid or 0))
+    parts.die_inside(parts.join(), -(process.pid or 0))
+    parts.maker.ledger.head[PRODUCERS] = 77
     assert parts.maker.transact(int, "7") == 7
+    assert parts.maker.ledger.head[PRODUCERS] == 0
+    assert is_free(parts.maker)
 
 
-def test_one_of_many_takes_it_over(parts: Parts) -> None:
+@with_either_lock
+def test_one_of_many_takes_it_over(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever finds the holder dead tries; one mends, the others go on waiting."""
     others = [parts.join() for _ in range(3)]
     victim = parts.join()
-    hold_lock(victim)
+    parts.die_inside(victim)
     parts.die(victim)
-    results = list[int]()
+    results, menders = list[int](), list[int]()
+    mend = Ledger.mend
+
+    def mending(ledger: Ledger) -> None:
+        menders.append(ledger.me)
+        mend(ledger)
 
     def work(part: SharedCore, n: int) -> None:
         results.append(part.transact(int, str(n)))
 
+    monkeypatch.setattr(Ledger, "mend", mending)
     threads = [threading.Thread(target=work, args=(part, n)) for n, part in enumerate(others)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(20)
     assert sorted(results) == [0, 1, 2]
+    assert len(menders) == 1
 
 
-def test_a_living_holder_is_waited_for(parts: Parts) -> None:
+def test_a_living_holder_is_waited_for(either_lock: str, parts: Parts) -> None:
+    assert parts.maker._shared_runtime.is_robust is (either_lock == "mutex")
     other = parts.join()
-    hold_lock(other)
-    for _ in range(3):
-        assert not parts.maker.try_transact(0.01, lambda: None)
-    assert parts.maker.ledger.head[HOLDER] == other.ledger.me
-    other.ledger.head[HOLDER] = 0
-    other._shared_runtime._lock.release()
+    with held(other):
+        for _ in range(3):
+            assert not parts.maker.try_transact(0.01, lambda: None)
+        assert parts.maker.ledger.head[HOLDER] == other.ledger.me
     assert parts.maker.try_transact(1, lambda: None)
 
 
-def test_who_mends_already_is_left_to_it(parts: Parts) -> None:
-    other = parts.join()
-    hold_lock(other)
-    parts.die(other)
-    fd = try_hold(f"{parts.address.path}/mend")
-    assert fd is not None
-    assert not parts.maker.try_transact(0.01, lambda: None)
-    assert parts.maker.ledger.head[HOLDER] == other.ledger.me
-    os.close(fd)
-    assert parts.maker.transact(int, "7") == 7
+@with_either_lock
+def test_nobody_waits_for_the_lock_of_a_broken_queue(parts: Parts) -> None:
+    with held(parts.join()):
+        parts.maker.ledger.mark_broken(parts.maker.runtime.errors.pack(ChannelBroken("broken")))
+        with pytest.raises(ChannelBroken, match="broken"):
+            parts.maker.transact(int, "7")
+        assert not is_free(parts.maker), "it was not waited for"
 
 
-def test_what_was_mended_meanwhile_is_not_mended_again(parts: Parts) -> None:
-    """Between the look at the holder and the taking over, somebody else did it."""
-    mended = list[int]()
-    other = parts.join()
-    ledger: Any = SimpleNamespace(head=parts.maker.ledger.head, me=1, mend=lambda: mended.append(1))
-    before, parts.maker.ledger = parts.maker.ledger, ledger
-    hold_lock(other)
-    parts.maker._mend(99)  # the holder is another one by now
-    other._shared_runtime._lock.release()
-    parts.maker._mend(other.ledger.me)  # the lock is free by now
-    assert mended == []
-    parts.maker.ledger = before
-    other.ledger.head[HOLDER] = 0
-
-
+@with_either_lock
 def test_an_interrupted_mending_is_done_by_the_next(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = parts.join()
-    hold_lock(other)
+    parts.die_inside(other)
     parts.die(other)
     maker = parts.maker
     head = maker.ledger.head
+    head[PRODUCERS] = 77
 
     def mend(ledger: Ledger) -> None:
         assert head[HOLDER] == ledger.me == maker.ledger.me
@@ -404,20 +484,15 @@ def test_an_interrupted_mending_is_done_by_the_next(
         patch.setattr(Ledger, "mend", mend)
         with pytest.raises(KeyboardInterrupt):
             maker.transact(int, "7")
-    assert head[HOLDER] == other.ledger.me, "the lock is the dead one's again"
-    assert maker._shared_runtime.is_locked()
+    assert head[HOLDER] == other.ledger.me, "it is still to be done"
+    # Of a mutex, the name alone says so; a semaphore is the dead one's again.
+    assert is_free(maker) is maker._shared_runtime.is_robust
     assert maker.transact(int, "7") == 7
+    assert head[PRODUCERS] == 0
+    assert is_free(maker)
 
 
-def nameless(parts: Parts) -> SharedCore:
-    """The lock is taken, and nobody's name is on it."""
-    other = parts.join()
-    hold_lock(other, 0)
-    return other
-
-
-def is_4711(pid: int) -> bool:
-    return pid == 4711
+# Where the kernel lets the lock go
 
 
 def suspect(parts: Parts) -> None:
@@ -427,6 +502,104 @@ def suspect(parts: Parts) -> None:
     parts.maker.try_transact(0.001, lambda: None)
 
 
+@needed
+@pytest.mark.parametrize("named", [True, False])
+def test_nobody_asks_whether_the_holder_lives(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    """Nor is anything mended, or broken, however long it has the lock, beside whatever dead."""
+    other = parts.join()
+    parts.die(parts.join())
+    asked = list[int]()
+
+    def ask(part: SharedCore, process: int) -> bool:
+        asked.append(process)
+        return False
+
+    def never(part: SharedCore, *args: int) -> None:
+        pytest.fail("mended")
+
+    with held(other, None if named else 0), monkeypatch.context() as patch:
+        patch.setattr(SharedCore, "is_alive", ask)
+        patch.setattr(SharedCore, "_mend", never)
+        patch.setattr(SharedCore, "_mend_for_nobody", never)
+        suspect(parts)
+        for _ in range(3):
+            assert not parts.maker.try_transact(0.001, lambda: None)
+        assert parts.maker.ledger.head[HOLDER] == (other.ledger.me if named else 0)
+    assert asked == []
+    assert not parts.maker.ledger.head[STATE] & BROKEN
+    assert parts.maker.transact(int, "7") == 7
+    assert "mend" not in parts.files()
+
+
+@needed
+def test_one_that_died_without_a_name_left_all_whole(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although another process is stopped: it can't be that one's."""
+    stopped, other = parts.join(), parts.join()
+    parts.maker.ledger.cells[stopped.ledger.me * SLOT_SIZE + NUMBER] = 4711
+    monkeypatch.setattr(_shared, "may_be_stopped", is_4711)
+    before = list(parts.maker.ledger.head)
+    for _ in range(3):
+        parts.die_inside(other, 0)
+        assert parts.maker.try_transact(SLICE_S, lambda: None), "by the very next call"
+        assert list(parts.maker.ledger.head) == before
+    parts.die(other)
+    suspect(parts)
+    assert not parts.maker.ledger.head[STATE] & BROKEN
+
+
+# Where the lock is a semaphore
+
+
+def is_4711(pid: int) -> bool:
+    return pid == 4711
+
+
+@with_semaphore
+def test_who_mends_already_is_left_to_it(parts: Parts) -> None:
+    other = parts.join()
+    parts.die_inside(other)
+    parts.die(other)
+    fd = try_hold(f"{parts.address.path}/mend")
+    assert fd is not None
+    assert not parts.maker.try_transact(0.01, lambda: None)
+    assert parts.maker.ledger.head[HOLDER] == other.ledger.me
+    os.close(fd)
+    assert parts.maker.transact(int, "7") == 7
+
+
+@with_semaphore
+def test_what_was_mended_meanwhile_is_not_mended_again(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at the holder and the taking over, somebody else did it."""
+    mended = list[int]()
+    other = parts.join()
+
+    def mend_after(ledger: Ledger, holder: int) -> None:
+        mended.append(holder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "mend_after", mend_after)
+        with held(other):
+            parts.maker._mend(99)  # the holder is another one by now
+        other.ledger.head[HOLDER] = other.ledger.me
+        parts.maker._mend(other.ledger.me)  # the lock is free by now
+        other.ledger.head[HOLDER] = 0
+    assert mended == []
+
+
+def nameless(parts: Parts) -> SharedCore:
+    """The lock is taken, and nobody's name is on it."""
+    other = parts.join()
+    parts.die_inside(other, 0)
+    return other
+
+
+@with_semaphore
 def test_a_lock_with_nobodys_name_on_it_is_mended_after_some_time(parts: Parts) -> None:
     other = nameless(parts)
     for _ in range(3):
@@ -439,6 +612,7 @@ def test_a_lock_with_nobodys_name_on_it_is_mended_after_some_time(parts: Parts) 
     assert parts.maker._nameless_at == 0.0
 
 
+@with_semaphore
 def test_one_that_is_just_busy_is_no_longer_suspected(parts: Parts) -> None:
     """The lock is had meanwhile, or somebody writes a name."""
     other = nameless(parts)
@@ -448,17 +622,16 @@ def test_one_that_is_just_busy_is_no_longer_suspected(parts: Parts) -> None:
     parts.maker.try_transact(0.001, lambda: None)
     assert parts.maker._nameless_at == 0.0
     other.ledger.head[HOLDER] = 0
-    suspect_at = parts.maker._nameless_at
-    other._shared_runtime._lock.release()
+    other._shared_runtime.unlock()
     assert not parts.maker._is_stuck()
-    assert suspect_at == 0.0
-    hold_lock(other)
+    parts.die_inside(other)
     assert not parts.maker._is_stuck(), "it has a name"
     other.ledger.head[HOLDER] = 0
     assert parts.maker._is_stuck()
-    other._shared_runtime._lock.release()
+    other._shared_runtime.unlock()
 
 
+@with_semaphore
 def test_one_who_may_be_stopped_is_waited_for(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -469,9 +642,10 @@ def test_one_who_may_be_stopped_is_waited_for(
     suspect(parts)
     assert not parts.maker.ledger.head[STATE] & BROKEN
     assert parts.maker._shared_runtime.is_locked()
-    other._shared_runtime._lock.release()
+    other._shared_runtime.unlock()
 
 
+@with_semaphore
 def test_a_dead_and_a_stopped_one_can_not_be_told_apart(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -484,7 +658,10 @@ def test_a_dead_and_a_stopped_one_can_not_be_told_apart(
     assert parts.maker.ledger.head[STATE] & BROKEN
     with pytest.raises(ChannelBroken, match="that can't be told apart"):
         parts.maker.transact(int, "7")
-    other._shared_runtime._lock.release()
+    other._shared_runtime.unlock()
+
+
+# Processes inside the lock
 
 
 def test_other_key_errors_are_no_busy_lock(parts: Parts) -> None:
@@ -492,31 +669,104 @@ def test_other_key_errors_are_no_busy_lock(parts: Parts) -> None:
         parts.maker.lock_was_busy(KeyError("mine"))
 
 
-def stay_inside(address: Address, inside: Path, stop: bool) -> None:
+def stay_inside(address: Address, inside: Path, signum: int, named: bool) -> None:
+    """Be stopped or killed inside the lock, with one's name on it or not."""
     core = SharedCore(address)
     core.register()
 
     def stay() -> None:
         inside.touch()
-        os.kill(os.getpid(), signal.SIGSTOP if stop else signal.SIGKILL)
+        os.kill(os.getpid(), signum)
 
-    core.transact(stay)
+    if named:
+        core.transact(stay)
+    else:
+        with core.runtime.lock:
+            stay()
 
 
 @FORKS
+@pytest.mark.parametrize(
+    ("either_lock", "named"),
+    [
+        pytest.param("mutex", True, marks=needed),
+        pytest.param("mutex", False, marks=needed),
+        ("semaphore", True),
+    ],
+    indirect=["either_lock"],
+)
 def test_a_process_is_killed_inside_the_lock(
-    parts: Parts, processes: Processes, tmp_path: Path
+    either_lock: str, parts: Parts, processes: Processes, tmp_path: Path, named: bool
 ) -> None:
+    parts.maker.ledger.head[PRODUCERS] = 77 * named  # half done
     process = processes.start(
-        FORK.Process(target=stay_inside, args=(parts.address, tmp_path / "inside", False))
+        FORK.Process(
+            target=stay_inside, args=(parts.address, tmp_path / "inside", signal.SIGKILL, named)
+        )
     )
     processes.join()
     assert process.exitcode == -signal.SIGKILL
-    assert parts.maker.ledger.head[HOLDER] != 0
+    assert bool(parts.maker.ledger.head[HOLDER]) is named
+    if either_lock == "mutex":
+        assert parts.maker.try_transact(SLICE_S, lambda: None), "by the very next call"
     assert parts.maker.transact(int, "7") == 7
     assert parts.maker.ledger.head[HOLDER] == 0
+    assert parts.maker.ledger.head[PRODUCERS] == 0
     parts.look()
     assert [view.slot for view in parts.maker.ledger.views(PROCESS)] == [1]
+
+
+def stop_outside(address: Address) -> None:
+    """Take part, and be stopped, without the lock."""
+    core = SharedCore(address)
+    core.register()
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@FORKS
+@needed
+def test_one_killed_without_a_name_beside_a_stopped_one_breaks_nothing(
+    parts: Parts, processes: Processes, tmp_path: Path
+) -> None:
+    stopped = processes.start(FORK.Process(target=stop_outside, args=(parts.address,)))
+    pid = stopped.pid or 0
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+    lost = processes.start(
+        FORK.Process(
+            target=stay_inside, args=(parts.address, tmp_path / "inside", signal.SIGKILL, False)
+        )
+    )
+    wait_until(lambda: lost.exitcode is not None, "the killed one's end")
+    suspect(parts)
+    for _ in range(3):
+        assert parts.maker.try_transact(SLICE_S, lambda: None)
+    assert not parts.maker.ledger.head[STATE] & BROKEN
+    os.kill(pid, signal.SIGCONT)
+    assert processes.join() == [0, -signal.SIGKILL]
+
+
+def die_closing(out: Any) -> None:
+    """Be killed behind the first store of a close."""
+    ledger = out._core.ledger
+
+    def die() -> None:
+        ledger.head[PRODUCERS] -= 1
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    out._core.transact(die)
+
+
+@FORKS
+@needed
+def test_join_does_not_go_by_what_a_dead_one_left_half_done(processes: Processes) -> None:
+    queue = IterableQueue[int]()
+    process = FORK.Process(target=die_closing, args=(queue.get_producer(),))
+    queue.close()
+    processes.start(process)
+    assert processes.join() == [-signal.SIGKILL]
+    assert not queue.join(0)
+    with pytest.raises(ProducerFailed):
+        queue.join(20)
 
 
 @FORKS
@@ -528,7 +778,9 @@ def test_time_outs_hold_while_the_holder_is_stopped(processes: Processes, tmp_pa
     out.put(1)
     assert source.get() == 1
     process = processes.start(
-        FORK.Process(target=stay_inside, args=(core.address, tmp_path / "inside", True))
+        FORK.Process(
+            target=stay_inside, args=(core.address, tmp_path / "inside", signal.SIGSTOP, True)
+        )
     )
     pid = process.pid or 0
     os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
@@ -1035,15 +1287,13 @@ def test_what_a_child_may_have_inherited_is_noted() -> None:
     assert core.ledger.view(other.slot).lineage == second + 1
 
 
+@with_either_lock
 def test_a_fork_does_not_wait_for_ever_for_the_lock(parts: Parts) -> None:
-    other = parts.join()
-    hold_lock(other)
-    began = time.monotonic()
-    parts.maker.before_fork(())
-    assert time.monotonic() - began < 20
-    assert parts.maker._lineages == {}
-    other.ledger.head[HOLDER] = 0
-    other._shared_runtime._lock.release()
+    with held(parts.join()):
+        began = time.monotonic()
+        parts.maker.before_fork(())
+        assert time.monotonic() - began < 20
+        assert parts.maker._lineages == {}
 
 
 def test_a_part_without_a_slot_has_nothing_to_do_at_a_fork(parts: Parts) -> None:

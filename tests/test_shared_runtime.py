@@ -1,16 +1,24 @@
-"""Cells in a file, semaphores by name, errors in files: what processes see of each other."""
+"""Cells in a file, lock and semaphores, errors in files: what processes see of each other.
+
+The lock's tests run for each kind of it. Whether it is free is asked by another thread: a mutex is
+its thread's, a semaphore that of the object it was taken by.
+"""
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
+from iterable_queue import _mutex
 from iterable_queue._cells import HEAD_SIZE, SLOT_SIZE, WAIT_END, WAIT_ITEM, WAIT_ROOM
 from iterable_queue._directory import FIRST_SLOTS, Address, make_directory, remove
 from iterable_queue._errors import RemoteTraceback
@@ -24,6 +32,52 @@ def address() -> Iterator[Address]:
     address = make_directory(None)
     yield address
     remove(address)
+
+
+needed = pytest.mark.skipif(not _mutex.is_supported(), reason="there are no robust mutexes here")
+
+KINDS = (
+    pytest.param(True, id="mutex", marks=needed),
+    pytest.param(False, id="semaphore"),
+)
+"""Of lock: whether it is robust."""
+
+
+@pytest.fixture(params=KINDS)
+def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Address]:
+    """The address of a queue, with each kind of lock in turn."""
+    robust: bool = request.param
+    with monkeypatch.context() as patch:
+        patch.setattr(_mutex, "is_supported", lambda: robust)
+        address = make_directory(None)
+    assert SharedRuntime(address).is_robust is robust, "whatever there is now"
+    yield address
+    remove(address)
+
+
+def in_thread(call: Callable[[], object]) -> None:
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def is_free(runtime: SharedRuntime) -> bool:
+    """Whether another thread gets the lock at once, by that runtime."""
+    found = list[bool]()
+
+    def look() -> None:
+        try:
+            with runtime.trylock:
+                found.append(True)
+        except KeyError as error:
+            if not is_lock_busy(error):
+                raise
+            found.append(False)
+
+    in_thread(look)
+    (free,) = found
+    return free
 
 
 # Cells
@@ -72,12 +126,13 @@ def test_cells_grow_for_everybody(address: Address) -> None:
     assert Path(address.path, "cells").stat().st_size == (HEAD_SIZE + huge) * 8
 
 
-def test_no_descriptor_stays_open(address: Address) -> None:
+def test_no_descriptor_stays_open(either: Address) -> None:
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
-    runtime = SharedRuntime(address)
+    runtime = SharedRuntime(either)
     runtime.cells(10 * FIRST_SLOTS * SLOT_SIZE)
-    # A mapping has a descriptor of its own, one for each size that the file had.
-    assert len(os.listdir("/proc/self/fd")) - before <= 2
+    # A mapping has a descriptor of its own: one for each size that the file had, one of a mutex.
+    assert len(os.listdir("/proc/self/fd")) - before <= 2 + runtime.is_robust
     del runtime
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -85,21 +140,32 @@ def test_no_descriptor_stays_open(address: Address) -> None:
 # The lock
 
 
-def test_the_lock_is_everybodys(address: Address) -> None:
-    one, other = SharedRuntime(address), SharedRuntime(address)
-    assert not one.is_locked()
+def test_the_lock_is_everybodys(either: Address) -> None:
+    one, other = SharedRuntime(either), SharedRuntime(either)
+    assert is_free(one)
     with one.lock:
-        assert one.is_locked()
-        assert other.is_locked()
-        with pytest.raises(KeyError) as told, other.trylock:
-            pytest.fail("inside")
-        assert is_lock_busy(told.value)
+        assert not is_free(one)
+        assert not is_free(other)
         with one.trylock, one.lock:
             pass  # by the same one, it may be taken again
-        assert other.is_locked()
-    assert not other.is_locked()
+        assert not is_free(other)
+    assert is_free(other)
     with other.trylock:
-        assert one.is_locked()
+        assert not is_free(one)
+    assert is_free(one)
+
+
+def test_the_lock_is_of_the_kind_that_its_maker_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever somebody else finds; so a queue can't have two locks."""
+    for robust in (True, False) if _mutex.is_supported() else (False,):
+        monkeypatch.setattr(_mutex, "is_supported", lambda robust=robust: robust)
+        address = make_directory(None)
+        monkeypatch.setattr(_mutex, "is_supported", lambda robust=robust: not robust)
+        one, other = SharedRuntime(address), SharedRuntime(address)
+        assert one.is_robust is other.is_robust is robust
+        with one.lock:
+            assert not is_free(other)
+        remove(address)
 
 
 @pytest.mark.parametrize(
@@ -127,35 +193,72 @@ def test_the_lock_is_waited_for_no_longer_than_that(
 
 
 @pytest.mark.parametrize("patience", PATIENCE)
-def test_a_busy_lock_is_given_up(address: Address, patience: float) -> None:
-    one, other = SharedRuntime(address), SharedRuntime(address)
+def test_a_busy_lock_is_given_up(either: Address, patience: float) -> None:
+    one, other = SharedRuntime(either), SharedRuntime(either)
+
+    def look() -> None:
+        for _ in range(2):
+            began = time.monotonic()
+            with pytest.raises(KeyError) as told, other.lock_within(patience):
+                pytest.fail("inside")
+            assert is_lock_busy(told.value)
+            # A semaphore is waited for by a clock that may be set.
+            assert time.monotonic() - began >= patience or not other.is_robust
+
     with one.lock:
-        with pytest.raises(KeyError) as told, other.lock_within(patience):
-            pytest.fail("inside")
-        assert is_lock_busy(told.value)
+        in_thread(look)
+        assert not is_free(other)
     with other.lock_within(patience):
-        assert one.is_locked()
+        assert not is_free(one)
+    assert is_free(one)
 
 
-def test_letting_go_what_one_has_not_changes_nothing(address: Address) -> None:
+def test_letting_go_what_one_has_not_changes_nothing(either: Address) -> None:
     """As where an interrupt comes between a `with` and its block."""
-    one, other = SharedRuntime(address), SharedRuntime(address)
+    one, other = SharedRuntime(either), SharedRuntime(either)
+
+    def let_go() -> None:
+        for runtime in (one, other):
+            with suppress(AssertionError):
+                runtime.lock.__exit__(None, None, None)
+
     with one.lock:
-        with pytest.raises(AssertionError):
-            other._lock.__exit__(None, None, None)
-        assert one.is_locked()
+        in_thread(let_go)
+        assert not is_free(one)
+    let_go()
+    with other.lock:
+        assert not is_free(one), "there are never two of it"
+    assert is_free(one)
 
 
-def test_the_lock_can_be_let_go_for_a_dead_holder(address: Address) -> None:
+def test_the_lock_can_be_let_go_for_a_dead_holder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is a semaphore, which its holder's death leaves as it is."""
+    monkeypatch.setattr(_mutex, "is_supported", lambda: False)
+    address = make_directory(None)
     one, other = SharedRuntime(address), SharedRuntime(address)
-    one._lock.acquire()
+    assert not one.is_locked()
+    in_thread(one.lock.__enter__)
+    assert one.is_locked()
+    assert other.is_locked()
+    assert not is_free(other)
     other.unlock()
     assert not one.is_locked()
-    with other.trylock:
-        pass
+    assert is_free(other)
     with pytest.raises(ValueError, match="too many"):
         other.unlock()  # it is free: there are never two of it
     assert not one.is_locked()
+    remove(address)
+
+
+@needed
+def test_the_lock_is_let_go_by_a_death(address: Address) -> None:
+    """Where it is a mutex. Whose it was is in its holder's hands: see `Ledger`."""
+    one, other = SharedRuntime(address), SharedRuntime(address)
+    for _ in range(3):
+        in_thread(one.lock.__enter__)
+        with other.lock:
+            assert not is_free(one)
+        assert is_free(one)
 
 
 def forked(processes: Processes, act: Callable[[], object]) -> int:
@@ -179,24 +282,27 @@ def forked(processes: Processes, act: Callable[[], object]) -> int:
 
 @FORKS
 def test_a_child_forked_while_the_lock_was_held_does_not_think_that_it_has_it(
-    address: Address, processes: Processes
+    either: Address, processes: Processes
 ) -> None:
-    runtime = SharedRuntime(address)
+    runtime = SharedRuntime(either)
 
     def child() -> None:
         runtime.after_fork_in_child()
+        with suppress(AssertionError):  # as at the end of a block in which it was forked
+            runtime.lock.__exit__(None, None, None)
         with pytest.raises(KeyError) as told, runtime.trylock:
             pytest.fail("inside")
         assert is_lock_busy(told.value)
 
     with runtime.lock:
         assert forked(processes, child) == 0
-    assert not runtime.is_locked()
+        assert not is_free(runtime)
+    assert is_free(runtime)
 
 
 @FORKS
-def test_it_survives_a_fork(address: Address, processes: Processes) -> None:
-    runtime = SharedRuntime(address)
+def test_it_survives_a_fork(either: Address, processes: Processes) -> None:
+    runtime = SharedRuntime(either)
 
     def child() -> None:
         runtime.after_fork_in_child()
@@ -206,6 +312,7 @@ def test_it_survives_a_fork(address: Address, processes: Processes) -> None:
             runtime.items.notify()
 
     assert forked(processes, child) == 0
+    assert is_free(runtime)
     assert runtime.head[9] == 1
     assert runtime.items.sleep(0), "the child's token"
 

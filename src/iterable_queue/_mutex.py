@@ -156,4 +156,6 @@ class Mutex:
             errno.EOWNERDEAD: partial(self._keeping.pthread_mutex_consistent, self._at),
         }
         enter = map(operator.call, map(then.__getitem__, attempts)).__next__
-        return cast("Lock", _Guard(enter, partial(self._keeping.pthread_mutex_unlock, self._at)))
+        unlock = self._keeping["pthread_mutex_unlock"]  # a new object
+        unlock.restype = None  # else where this fails, the number would have `with` drop an error
+        return cast("Lock", _Guard(enter, partial(unlock, self._at)))

@@ -216,7 +216,7 @@ class IterableQueue(Generic[T]):
             )
 
         def attempt() -> bool:
-            verdict = core.ledger.join_verdict()
+            verdict = core.ledger.transact(core.ledger.join_verdict)
             try:
                 if isinstance(verdict, Exception):
                     raise verdict
