@@ -97,7 +97,8 @@ def test_kinds_have_names() -> None:
 
 
 def test_the_slot_ends_with_its_text() -> None:
-    assert cells_.TEXT == cells_.GATE + 4, "a semaphore"
+    assert cells_.DEALT_WITH == cells_.GATE + 4, "a semaphore"
+    assert cells_.TEXT == cells_.DEALT_WITH + 1
     assert max(cell for name, cell in SLOT.items() if name != "SLOT_SIZE") == cells_.TEXT
     assert cells_.SLOT_SIZE - cells_.TEXT >= 16, "room for the end of a path and a line"
 

@@ -993,7 +993,7 @@ def test_everybody_but_one_is_killed_at_once(stage: Stage) -> None:
 def lock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Which lock queues have: a "mutex", or a "semaphore" as where there are no such mutexes.
 
-    Only here: other processes of a queue have the lock that it was made with.
+    The latter with fork only: other processes would find that there are some.
     """
     kind: str = request.param
     if kind == "semaphore":

@@ -239,9 +239,7 @@ class Desk:
         self.ledger = Ledger(self.runtime, self.channel)
         self.lockless = lockless
         self.begin()
-        self.ledger.set_up(
-            maxsize, cancel=cancel, deliveries=MAX_DELIVERIES if redeliver else 0
-        )
+        self.ledger.set_up(maxsize, cancel=cancel, deliveries=MAX_DELIVERIES if redeliver else 0)
         self.ledger.me = self.ledger.open_process(100, lambda slot: None)
         self.ledger.open(QUEUE, "main.py:1")
 
@@ -631,15 +629,15 @@ def test_a_slot_that_is_used_again_is_blank(desk: Desk) -> None:
     [
         ("", ""),
         ("a.py:1", "a.py:1"),
-        ("b" * 136, "b" * 136),
-        ("b" * 137, "..." + "b" * 133),
-        ("/" + "d" * 300 + "/file.py:123", "..." + "d" * 121 + "/file.py:123"),
-        ("ü" * 68, "ü" * 68),
+        ("b" * 128, "b" * 128),
+        ("b" * 129, "..." + "b" * 125),
+        ("/" + "d" * 300 + "/file.py:123", "..." + "d" * 113 + "/file.py:123"),
+        ("ü" * 64, "ü" * 64),
         ("/ü/\udcff.py:1", "/ü/?.py:1"),
     ],
 )
 def test_a_text_is_kept_from_its_end(desk: Desk, text: str, kept: str) -> None:
-    assert (SLOT_SIZE - TEXT) * 8 == 136
+    assert (SLOT_SIZE - TEXT) * 8 == 128
     assert desk.ledger.view(desk.open(PRODUCER, text).slot).text == kept
 
 

@@ -1504,6 +1504,55 @@ def test_another_threads_put_is_interrupted(
     thread.join(PATIENCE_S)
 
 
+class Hooked(Seen):
+    """Cells by which something happens just after a look at the one of that index."""
+
+    def __init__(self, cells: Any, index: int, act: Callable[[], None]) -> None:
+        super().__init__(cells, {index: ""}, [])
+        self.act = act
+
+    def __getitem__(self, index: int) -> int:
+        value = super().__getitem__(index)
+        if index in self.names:
+            self.act()
+        return value
+
+
+@pytest.mark.skipif(not _fence.is_supported(), reason="all goes by the lock here")
+def test_room_is_taken_between_the_look_at_it_and_the_put(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By another process, as another thread's put of the same producer has been interrupted.
+
+    So it does not do to look whether there still is room: it must still be claimed.
+    """
+    iq = IterableQueue[int](1)
+    out, other, source = iq.get_producer(), iq.get_producer(), iq.get_consumer()
+    out.put(0)
+    assert source.get() == 0
+    other.__enter__()
+    lane = cast("Any", out)._lane
+    pack, cells = cast("Any", _endpoints).pack_small, lane.cells
+    looks, got = 0, list[int]()
+
+    def pack_late(*arguments: Any) -> None:
+        """As if this thread were put aside, and the other's put interrupted meanwhile."""
+        pack(*arguments)
+        monkeypatch.undo()
+        cells[lane.intent_at] = lane.put
+
+    def take_room() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            in_a_thread(lambda: got.append(fill(other)))
+
+    monkeypatch.setattr(_endpoints, "pack_small", pack_late)
+    lane.cells = Hooked(cells, lane.limit_at, take_room)
+    out.put(1)
+    assert looks > 1
+    assert got == [0]
+    assert iq.qsize() == 1
+
+
 class Trap:
     """A signal handler that raises once each time it has been armed."""
 
@@ -1847,6 +1896,18 @@ def test_the_first_put_waits_no_longer_than_it_may(
     assert time.monotonic() - began < 2.5
 
 
+@pytest.mark.skipif(not _fence.is_supported(), reason="all goes by the lock here")
+def test_who_polls_a_full_queue_does_not_use_its_fence_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A semaphore counts its releases, and raises once these are too many."""
+    monkeypatch.setattr(_fence, "_MOST", 20)
+    iq = IterableQueue[int](1)
+    out = iq.get_producer()
+    out.put(1)
+    for _ in range(100):
+        assert fill(out) == 0
+    assert cast("Any", out)._lane.fence.__self__._get_value() < 100
+
+
 def test_to_wake_a_consumer_is_a_part_of_a_puts_time(
     way: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -2041,7 +2102,10 @@ def stay_at_fence(out: Producer[int], at: int, inside: Path) -> NoReturn:
             while True:
                 signal.pause()
 
-    setattr(_fence.Fences, "renew", lambda _: stay)  # noqa: B010 - checkers know it as a method
+    def renewed(fences: _fence.Fences) -> Callable[[], object]:
+        return stay
+
+    setattr(_fence.Fences, "renew", renewed)  # noqa: B010 - checkers know it as a method
     while True:
         out.put(-1)
 

@@ -19,9 +19,17 @@ from typing import NoReturn
 import pytest
 
 from iterable_queue import _mutex
-from iterable_queue._cells import HEAD_SIZE, SLOT_SIZE, WAIT_END, WAIT_ITEM, WAIT_ROOM
+from iterable_queue._cells import (
+    BROKEN,
+    HEAD_SIZE,
+    SLOT_SIZE,
+    STATE,
+    WAIT_END,
+    WAIT_ITEM,
+    WAIT_ROOM,
+)
 from iterable_queue._directory import FIRST_SLOTS, Address, make_directory, remove
-from iterable_queue._errors import RemoteTraceback
+from iterable_queue._errors import ChannelBroken, RemoteTraceback
 from iterable_queue._runtime import SLICE_S, is_lock_busy
 from iterable_queue._shared_runtime import ERRORS, PATIENCE, SharedErrors, SharedRuntime, private
 from tests.conftest import FORKS, Processes
@@ -375,6 +383,11 @@ def caught(error: BaseException) -> BaseException:
         return raised
 
 
+def keep(errors: SharedErrors, head: list[int], error: BaseException) -> None:
+    for cell, value in errors.add_failure(errors.pack(error)):
+        head[cell] = value
+
+
 def test_no_errors_yet(tmp_path: Path, head: list[int]) -> None:
     errors = SharedErrors(str(tmp_path), head)
     assert (errors.count(), errors.failures(), errors.reason()) == (0, (), None)
@@ -385,7 +398,7 @@ def test_failures_come_in_their_order(tmp_path: Path, head: list[int]) -> None:
     one, other = SharedErrors(str(tmp_path), head), SharedErrors(str(tmp_path), head)
     for n in range(5):
         errors = (one, other)[n % 2]
-        errors.add_failure(errors.pack(ValueError(n, "x" * 1000 * n)))
+        keep(errors, head, ValueError(n, "x" * 1000 * n))
         assert one.count() == other.count() == n + 1
     assert [error.args[0] for error in one.failures()] == list(range(5))
     assert {type(error) for error in other.failures()} == {ValueError}
@@ -394,7 +407,7 @@ def test_failures_come_in_their_order(tmp_path: Path, head: list[int]) -> None:
 
 def test_a_failure_brings_its_traceback(tmp_path: Path, head: list[int]) -> None:
     errors = SharedErrors(str(tmp_path), head)
-    errors.add_failure(errors.pack(caught(KeyError("far away"))))
+    keep(errors, head, caught(KeyError("far away")))
     (error,) = errors.failures()
     assert isinstance(error, KeyError)
     assert isinstance(error.__cause__, RemoteTraceback)
@@ -403,13 +416,11 @@ def test_a_failure_brings_its_traceback(tmp_path: Path, head: list[int]) -> None
 
 def test_a_failure_that_was_not_finished_does_not_count(tmp_path: Path, head: list[int]) -> None:
     errors = SharedErrors(str(tmp_path), head)
-    errors.add_failure(errors.pack(ValueError(1)))
-    valid = head[ERRORS]
+    keep(errors, head, ValueError(1))
     errors.add_failure(errors.pack(ValueError("killed before the store, and longer")))
-    head[ERRORS] = valid
     assert [error.args for error in errors.failures()] == [(1,)]
     assert errors.count() == 1
-    errors.add_failure(errors.pack(ValueError(2)))
+    keep(errors, head, ValueError(2))
     assert [error.args for error in errors.failures()] == [(1,), (2,)]
 
 
@@ -427,12 +438,15 @@ def test_the_reason(tmp_path: Path, head: list[int]) -> None:
 
 def test_files_are_private_and_links_not_followed(tmp_path: Path, head: list[int]) -> None:
     errors = SharedErrors(str(tmp_path), head)
-    errors.add_failure(errors.pack(ValueError()))
+    keep(errors, head, ValueError())
     errors.set_reason(errors.pack(ValueError()))
     assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o600}
     (tmp_path / "link").symlink_to(tmp_path / "errors")
     with pytest.raises(OSError, match="symbolic links"):
-        private(str(tmp_path / "link"), os.O_RDWR)
-    fd = private(str(tmp_path / "errors"), os.O_RDWR)
+        private(str(tmp_path / "link"), os.O_RDWR, head)
+    with pytest.raises(ChannelBroken, match="removed"):
+        private(str(tmp_path / "gone" / "file"), os.O_RDWR, head)
+    assert head[STATE] & BROKEN
+    fd = private(str(tmp_path / "errors"), os.O_RDWR, head)
     assert not os.get_inheritable(fd)
     os.close(fd)

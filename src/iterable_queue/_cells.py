@@ -35,6 +35,7 @@ HOLDER: Final = 22  # slot of the process inside the lock; negated pid of one wi
 CANCEL_ON_FAILURE: Final = 23  # 1: a failure cancels the queue
 HANDLE: Final = 25  # slot of the process that alone can make endpoints; 0: others may, or none
 REDELIVER: Final = 24  # times that an item is handed out at most if its takers are killed; 0: once
+LOCKLESS: Final = 27  # 1: producers put and consumers take without the lock (see `_channels.log`)
 WATCHED: Final = 26  # above 0: somebody is told of each endpoint made (see `Core.watch`)
 ROLL: Final = 32  # above 0: the channel has a plan to be rolled forward (see `_channels.log`)
 CHANNEL: Final = 33  # from here on the cells are the channel's
@@ -67,7 +68,8 @@ CLAIM_END: Final = 16  # the first one behind it
 CLAIM_IDLE: Final = 17  # the value of CLAIM_NEXT at which its taker last came back for more
 CLAIM_ENTRY: Final = 18  # 1 + the index of the chunk of which it is a part; 0: of whole records
 GATE: Final = 19  # four cells, a semaphore: how many of them may be handed out without the lock
-TEXT: Final = 23  # the line of user code that made it, as bytes
+DEALT_WITH: Final = 23  # of a dead one on a queue that redelivers: items in hand that were put back
+TEXT: Final = 24  # the line of user code that made it, as bytes
 LANE_CELLS: Final = 19  # of a lane, which has no claim and no text: from here on, the channel's
 SLOT_SIZE: Final = 40
 
@@ -100,6 +102,8 @@ SENT: Final = 8  # pickled in some other way
 FORKED: Final = 16  # a child was forked while it was untaken
 DROPPED_COPY: Final = 32  # the copy in the process that last had it was dropped
 HAS_PUT: Final = 64  # a worker that has put something before it called get
+CUT_SHORT: Final = 128  # a worker that was killed, and what it had in hand is lost
+TOLD: Final = 256  # its failure is recorded; it is about to be closed
 
 
 class SlotView(NamedTuple):

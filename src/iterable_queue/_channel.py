@@ -66,6 +66,22 @@ class Channel(Protocol):
         ...
 
 
+class Whole(Protocol):
+    """What a channel does where its process may be killed: all of some stores, or none.
+
+    Called with the lock held. Cells are given as in the file: those of slots from HEAD_SIZE on.
+    """
+
+    def commit(self, *pairs: tuple[int, int]) -> None:
+        """Store each value in its cell."""
+
+    def append_and(self, payload: Any, producer: int, *pairs: tuple[int, int]) -> None:
+        """The same, and `append`."""
+
+    def roll(self) -> None:
+        """Do the rest of what one who died has committed."""
+
+
 class Claims(Protocol):
     """What a channel does whose consumers hold items ahead of handing them out.
 

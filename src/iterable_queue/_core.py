@@ -446,7 +446,7 @@ class Core:
             view.kind == WORKER
             and bool(view.flags & cells_.UNASKED)
             and (not redelivers or bool(view.flags & cells_.HAS_PUT))
-        )
+        ) or bool(view.flags & cells_.CUT_SHORT)
         if view.in_hand:
             lost = view.in_hand
             if redelivers and not ledger.head[cells_.STATE] & CANCELLED:
@@ -462,15 +462,18 @@ class Core:
 
     def _redeliver(self, view: SlotView) -> int:
         """Put back what the consumer had in hand. Returns how many items are lost all the same."""
-        kept = self.kept_in_hand(view)
+        # One who did this before, and was killed, may have dealt with the first ones.
+        done = self.ledger.cells[view.slot * cells_.SLOT_SIZE + cells_.DEALT_WITH]
+        kept = self.kept_in_hand(view)[done:]
         lost = max(view.in_hand - len(kept), 0)
         for payload, tag in kept[: view.in_hand]:
+            done += 1
             tries = (tag >> cells_.TRIES_SHIFT) + 1
             if tries >= self.ledger.head[cells_.REDELIVER]:
                 lost += 1
             else:
                 again = tag & (1 << cells_.TRIES_SHIFT) - 1 | tries << cells_.TRIES_SHIFT
-                self.ledger.redeliver(view.slot, payload, again)
+                self.ledger.redeliver(view.slot, payload, again, done)
         return lost
 
     def kept_in_hand(self, view: SlotView) -> list[tuple[Any, int]]:

@@ -69,9 +69,7 @@ def make_directory(context: Context | None) -> Address:
         finally:
             os.close(fd)
         lock, *conditions = semaphore_names(token)
-        if _mutex.is_supported():
-            _mutex.make(lock_name(address))
-        else:
+        if not (_mutex.is_supported() and _mutex.make(lock_name(address))):
             semlock(RECURSIVE, 1, 1, lock, False)
         for name in conditions:
             semlock(COUNTING, 0, semlock.SEM_VALUE_MAX, name, False)

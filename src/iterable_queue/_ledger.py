@@ -68,6 +68,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from queue import Empty
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
@@ -86,6 +87,8 @@ from iterable_queue._cells import (
     CLOSED,
     CONSUMER,
     CONSUMERS,
+    CUT_SHORT,
+    DEALT_WITH,
     DROPPED,
     DROPPED_COPY,
     EVER,
@@ -99,6 +102,7 @@ from iterable_queue._cells import (
     HAD,
     HANDLE,
     HAS_PUT,
+    HEAD_SIZE,
     HIGHEST,
     HOLDER,
     IN_HAND,
@@ -107,6 +111,7 @@ from iterable_queue._cells import (
     LANE,
     LEAN,
     LINEAGE,
+    LOCKLESS,
     LOST,
     MAKER,
     MAXSIZE,
@@ -130,6 +135,7 @@ from iterable_queue._cells import (
     STATE,
     TAKEN,
     TEXT,
+    TOLD,
     UNASKED,
     USED,
     WAIT_ITEM,
@@ -138,7 +144,7 @@ from iterable_queue._cells import (
     WORKERS,
     SlotView,
 )
-from iterable_queue._channel import EMPTY, Channel, Claims, Hand
+from iterable_queue._channel import EMPTY, Channel, Claims, Hand, Whole
 from iterable_queue._errors import (
     REMOVED_BY_OTHERS,
     Cancelled,
@@ -183,6 +189,7 @@ class Ledger:
         cells: the slots; replaced when they grow.
         hands: those of this process's consumers and workers, by slot.
         claims: what the channel does whose consumers hold items ahead, if it does.
+        whole: makes changes of several cells that a death does not tear apart, where it can.
         lease: writes down what the endpoint in a slot has in hand, where items are redelivered.
     """
 
@@ -199,6 +206,7 @@ class Ledger:
         "lease",
         "me",
         "room",
+        "whole",
     )
 
     def __init__(self, runtime: Runtime, channel: Channel) -> None:
@@ -214,6 +222,7 @@ class Ledger:
         self.hands: dict[int, dict[int, Hand]] = {}
         self.lease: Callable[[int, Hand], None] | None = None
         self.claims: Claims | None = None
+        self.whole: Whole | None = None
 
     def now(self) -> int:
         """Nanoseconds on the runtime's clock."""
@@ -226,11 +235,14 @@ class Ledger:
             self.cells = self._runtime.cells(count)
         return self.cells
 
-    def set_up(self, maxsize: int, *, cancel: bool = False, deliveries: int = 0) -> None:
+    def set_up(
+        self, maxsize: int, *, cancel: bool = False, deliveries: int = 0, lockless: bool = False
+    ) -> None:
         """Once, by the queue's maker, before anybody else knows of it."""
         self.head[MAXSIZE] = self._maxsize = min(maxsize, LARGEST)  # which nobody can tell apart
         self.head[CANCEL_ON_FAILURE] = cancel
         self.head[REDELIVER] = deliveries
+        self.head[LOCKLESS] = lockless
         self.head[HIGHEST] = self.channel.size()
 
     # -- the lock rule ---------------------------------------------------------------------------
@@ -455,12 +467,26 @@ class Ledger:
         base = slot * SLOT_SIZE
         head, cells = self.head, self.cells
         while hand.pending:
-            self.channel.append(*self.channel.unwrap(hand.pending[0]))
+            payload, tag = self.channel.unwrap(hand.pending[0])
+            worker = cells[base + KIND] == WORKER
+            if self.whole is not None:
+                self.whole.append_and(
+                    payload,
+                    tag,
+                    (RETURNED, head[RETURNED] + 1),
+                    (HEAD_SIZE + base + IN_HAND, cells[base + IN_HAND] - 1),
+                    (BUSY, head[BUSY] - worker),
+                )
+                hand.held -= 1
+                del hand.pending[0]
+                self.items.notify()
+                continue
+            self.channel.append(payload, tag)
             # Together. On an atomic channel they were not counted as taken yet.
             if hand.pull is None:
                 head[RETURNED] += 1
                 cells[base + IN_HAND] -= 1
-                if cells[base + KIND] == WORKER:
+                if worker:
                     head[BUSY] -= 1
                 hand.held -= 1
             del hand.pending[0]
@@ -604,6 +630,8 @@ class Ledger:
     def failure(self) -> ProducerFailed:
         """`ProducerFailed` with all failures so far, the first as its cause."""
         failures = self._runtime.errors.failures()
+        untold = ProducerFailed("a producer failed; there was no room to write down how")
+        failures += (untold,) * (self.head[FAILED] - len(failures))
         first = failures[0] if failures else None
         more = f" (and {len(failures) - 1} more, see .failures)" if len(failures) > 1 else ""
         text = str(first) if isinstance(first, ProducerFailed) else f"a producer failed: {first!r}"
@@ -813,38 +841,73 @@ class Ledger:
         if not self.is_open(slot, number):
             return False
         if not self.head[STATE] & CANCELLED:
-            self._record_failure(packed)
+            self._record_failure(slot, packed)
         self.close(slot, number)
         return True
 
-    def _record_failure(self, packed: object) -> None:
+    def _record_failure(self, slot: int, packed: object) -> None:
         head = self.head
-        self._runtime.errors.add_failure(packed)
-        head[FAILED] += 1
+        flags = self.cells[slot * SLOT_SIZE + FLAGS]
+        if not flags & TOLD:
+            try:
+                kept = self._runtime.errors.add_failure(packed)
+            except OSError:
+                kept = ()  # the disk is full; that it failed is told all the same
+            self._store(
+                *kept,
+                (FAILED, head[FAILED] + 1),
+                (HEAD_SIZE + slot * SLOT_SIZE + FLAGS, flags | TOLD),
+            )
         if head[CANCEL_ON_FAILURE]:
             self.cancel(packed)
+
+    def _store(self, *pairs: tuple[int, int]) -> None:
+        """Store each value in its cell, as `Whole.commit` does where there is such a thing."""
+        if self.whole is not None:
+            self.whole.commit(*pairs)
+            return
+        for cell, value in pairs:
+            if cell < HEAD_SIZE:
+                self.head[cell] = value
+            else:
+                self.cells[cell - HEAD_SIZE] = value
 
     def lose(self, slot: int, count: int) -> None:
         """*count* items in the hand of a killed consumer are lost."""
         base = slot * SLOT_SIZE
         if count > self.cells[base + IN_HAND]:
             raise IllegalTransition(f"slot {slot} has no {count} items in hand")
-        if self.cells[base + KIND] == WORKER:
-            self.head[BUSY] -= count
-        self.cells[base + IN_HAND] -= count
-        self.head[LOST] += count
+        worker = self.cells[base + KIND] == WORKER
+        flags = self.cells[base + FLAGS]
+        self._store(
+            (BUSY, self.head[BUSY] - worker * count),
+            (HEAD_SIZE + base + IN_HAND, self.cells[base + IN_HAND] - count),
+            (HEAD_SIZE + base + FLAGS, flags | CUT_SHORT if worker else flags),
+            (LOST, self.head[LOST] + count),
+        )
 
-    def redeliver(self, slot: int, payload: Any, producer: int) -> None:
-        """Put an item back that was in the hand of a killed consumer."""
+    def redeliver(self, slot: int, payload: Any, producer: int, done: int = 0) -> None:
+        """Put an item back that was in the hand of a killed consumer.
+
+        *done*, how many of them have been dealt with then, goes to the slot's cell DEALT_WITH: who
+        does this may be killed as well.
+        """
         base = slot * SLOT_SIZE
         if self.cells[base + IN_HAND] < 1:
             raise IllegalTransition(f"slot {slot} has nothing in hand")
-        self.channel.append(payload, producer)
-        if self.cells[base + KIND] == WORKER:
-            self.head[BUSY] -= 1
-        self.cells[base + IN_HAND] -= 1
-        self.head[RETURNED] += 1
-        self.head[REDELIVERED] += 1
+        head, cells = self.head, self.cells
+        pairs = (
+            (BUSY, head[BUSY] - (cells[base + KIND] == WORKER)),
+            (HEAD_SIZE + base + IN_HAND, cells[base + IN_HAND] - 1),
+            (HEAD_SIZE + base + DEALT_WITH, done),
+            (RETURNED, head[RETURNED] + 1),
+            (REDELIVERED, head[REDELIVERED] + 1),
+        )
+        if self.whole is not None:
+            self.whole.append_and(payload, producer, *pairs)
+        else:
+            self.channel.append(payload, producer)
+            self._store(*pairs)
         self.items.notify()
 
     def cancel(self, packed: object | None) -> None:
@@ -853,7 +916,8 @@ class Ledger:
         if head[STATE] & (CANCELLED | BROKEN):
             return
         if packed is not None:
-            self._runtime.errors.set_reason(packed)
+            with suppress(OSError):  # the disk is full: nobody will know why
+                self._runtime.errors.set_reason(packed)
         head[STATE] |= CANCELLED | CLOSED
         self._drop_all()
         self._wake_everybody()
@@ -876,6 +940,8 @@ class Ledger:
         """Make whole what a holder of the lock left half done that died. May be done again."""
         head = self.head
         self.cells = self._runtime.cells(head[SLOTS] * SLOT_SIZE)
+        if self.whole is not None:
+            self.whole.roll()
         if self.claims is not None:
             self.claims.mend()
         cells = self.cells
@@ -900,7 +966,7 @@ class Ledger:
         head[PRODUCERS], head[CONSUMERS], head[WORKERS] = opened.values()
         head[BUSY] = busy
         head[EVER] = max(head[EVER], head[CONSUMERS] + head[WORKERS])
-        head[FAILED] = self._runtime.errors.count()
+        head[FAILED] = max(head[FAILED], self._runtime.errors.count())
         if head[STATE] & CANCELLED:
             self._drop_all()
         self.settle()
@@ -911,7 +977,8 @@ class Ledger:
         It is a store of a bit that is never taken back, made by as many as find out.
         """
         if not self.head[STATE] & BROKEN:
-            self._runtime.errors.set_reason(packed)
+            with suppress(OSError):
+                self._runtime.errors.set_reason(packed)
             self.head[STATE] |= BROKEN
 
     def set_blocked(self, slot: int, number: int, count: int) -> None:

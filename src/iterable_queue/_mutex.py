@@ -60,8 +60,8 @@ def is_supported() -> bool:
     return _libraries() is not None
 
 
-def make(path: str) -> None:
-    """A new mutex, in a file of that name. Raises OSError."""
+def make(path: str) -> bool:
+    """A new mutex, in a file of that name. Raises OSError. False: the kernel has none to offer."""
     from iterable_queue._channels.log import reserve
 
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -69,7 +69,10 @@ def make(path: str) -> None:
         reserve(fd, mmap.PAGESIZE)
     finally:
         os.close(fd)
-    Mutex(path).begin()
+    if Mutex(path).begin():
+        return True
+    os.unlink(path)
+    return False
 
 
 class _Guard(_IOBase):
@@ -116,8 +119,8 @@ class Mutex:
             os.close(fd)
         self._at = ctypes.byref(self._bytes)
 
-    def begin(self) -> None:
-        """Once, by its maker, before anybody else knows of it."""
+    def begin(self) -> bool:
+        """Once, by its maker, before anybody else knows of it. False: it can't be had."""
         import ctypes
 
         attributes = ctypes.byref((ctypes.c_char * SIZE)())
@@ -131,22 +134,30 @@ class Mutex:
         ):
             failed = call(self._at, attributes) if value is None else call(attributes, value)
             if failed:
-                raise OSError(failed, f"{call.__name__}: {os.strerror(failed)}")
+                return False
+        return True
 
     def trying(self) -> Lock:
         """A guard (see `_runtime.guard`) that gives up at once."""
-        return self._guard(map(self._keeping.pthread_mutex_trylock, repeat(self._at)))
+        return self._guard(self._taking(self._tries()))
 
     def waiting(self, timeout_s: float) -> Lock:
         """A guard that gives up after that many seconds."""
         # An absolute time is needed, a `timespec`: made by C functions only, as all of a guard is.
         now = starmap(time.monotonic_ns, repeat(()))
         until = map(operator.add, now, repeat(int(timeout_s * SECOND)))
-        specs = starmap(Struct("qq").pack, map(divmod, until, repeat(SECOND)))
+        specs = starmap(Struct("ll").pack, map(divmod, until, repeat(SECOND)))
         lock = self._letting_go.pthread_mutex_clocklock
-        return self._guard(map(lock, repeat(self._at), repeat(MONOTONIC), specs))
+        wait = self._taking(map(lock, repeat(self._at), repeat(MONOTONIC), specs))
+        # First without letting the interpreter's lock go, which may have to be waited for after.
+        return self._guard(self._taking(self._tries(), wait))
 
-    def _guard(self, attempts: Iterator[int]) -> Lock:
+    def _tries(self) -> Iterator[int]:
+        return map(self._keeping.pthread_mutex_trylock, repeat(self._at))
+
+    def _taking(
+        self, attempts: Iterator[int], if_busy: Callable[[], int] | None = None
+    ) -> Callable[[], int]:
         """What takes the mutex by the next of *attempts*, each of which gives an error number.
 
         Where its last holder has died, it is declared consistent in the same breath.
@@ -155,7 +166,11 @@ class Mutex:
             0: int,
             errno.EOWNERDEAD: partial(self._keeping.pthread_mutex_consistent, self._at),
         }
-        enter = map(operator.call, map(then.__getitem__, attempts)).__next__
+        if if_busy is not None:
+            then[errno.EBUSY] = if_busy
+        return map(operator.call, map(then.__getitem__, attempts)).__next__
+
+    def _guard(self, enter: Callable[[], int]) -> Lock:
         unlock = self._keeping["pthread_mutex_unlock"]  # a new object
         unlock.restype = None  # else where this fails, the number would have `with` drop an error
         return cast("Lock", _Guard(enter, partial(unlock, self._at)))

@@ -138,8 +138,12 @@ class ErrorStore(Protocol):
         """Make *error* fit to be kept. Called without the lock: it runs user code."""
         ...
 
-    def add_failure(self, packed: object) -> None:
-        """Keep one more failure. Called with the lock held."""
+    def add_failure(self, packed: object) -> tuple[tuple[int, int], ...]:
+        """Keep one more failure, once the caller stores these values in these cells of the head.
+
+        Called with the lock held.
+        """
+        ...
 
     def count(self) -> int:
         """How many failures there are. Called with the lock held."""
@@ -216,9 +220,10 @@ class LocalErrors:
     def pack(self, error: BaseException) -> BaseException:
         return error
 
-    def add_failure(self, packed: object) -> None:
+    def add_failure(self, packed: object) -> tuple[tuple[int, int], ...]:
         assert isinstance(packed, BaseException)
         self._failures.append(packed)
+        return ()
 
     def count(self) -> int:
         return len(self._failures)

@@ -12,7 +12,7 @@ A queue is a private directory, in shared memory where there is some:
     errors   failures, `reason`: why it was cancelled
     watcher  in tests: who is told of each endpoint made (`Core.watch`)
 
-and four semaphores of the context's kind, named after it. Everything is found by name, so that a
+and semaphores of the context's kind, named after it. Everything is found by name, so that a
 queue and its endpoints can travel by any road that pickles.
 
 The lock is one that the kernel lets go of when its holder dies (`_mutex`); who has it next mends
@@ -39,6 +39,7 @@ import errno
 import io
 import os
 import pickle
+import sys
 import time
 import weakref
 from collections.abc import Iterator
@@ -70,7 +71,7 @@ from iterable_queue._cells import (
     SlotView,
 )
 from iterable_queue._channel import Hand
-from iterable_queue._channels.log import LogChannel
+from iterable_queue._channels.log import LogChannel, reserve
 from iterable_queue._core import BRIEFLY_S, Core, stays_here, thread_core
 from iterable_queue._directory import Address, make_directory, remove
 from iterable_queue._errors import (
@@ -95,6 +96,7 @@ from iterable_queue._shared_runtime import SharedRuntime, private
 if TYPE_CHECKING:
     from iterable_queue._endpoints import Endpoint
     from iterable_queue._protocols import Context
+    from iterable_queue._runtime import Cells
 
 REMOVED: Final = 31
 """A cell of the head: 1 once the directory is being removed."""
@@ -156,7 +158,7 @@ class SharedCore(Core):
         self._looked_at = 0.0
         self._nameless_since = 0.0
         """When the lock was first found so, if it was without a gap since."""
-        self._leases = _Leases(address.path, self.ledger.hands)
+        self._leases = _Leases(address.path, self.ledger.head, self.ledger.hands)
         self.dumps, self.loads = pickling(address.package)
         self.plain = plain_types(address.package)
         install_exit_hooks(address.package)
@@ -257,7 +259,13 @@ class SharedCore(Core):
         head = self.ledger.head
         if head[cells_.REDELIVER]:
             self.ledger.lease = self._leases.write  # writes down what is in hand
-        else:
+        if head[cells_.LOCKLESS]:
+            if not _fence.is_supported():
+                raise ChannelBroken(
+                    "the process that made the queue shares it without a lock, which this one, "
+                    f"{sys.implementation.name} {sys.version.split()[0]}, can't do. Use the same "
+                    "interpreter, with its global lock and with ctypes, in all processes"
+                )
             self._log.pass_the_lock_by(_fence.gate)
         self._begun = True  # last: an interrupt before this has it done again
 
@@ -330,6 +338,7 @@ class SharedCore(Core):
         self.look()
 
     def _look(self, suspects: list[int]) -> None:
+        self._drop_lineages()
         for slot in suspects:
             # Again, under the lock: the slot may have been given to a new process since.
             if self.ledger.cells[slot * SLOT_SIZE] == PROCESS and not self.is_alive(slot):
@@ -614,6 +623,7 @@ class SharedCore(Core):
         if me:
             # Its file stays, locked until the lock is free again: this process is still inside.
             ledger.release_process(me)
+            ledger.head[HOLDER] = -os.getpid()  # or a call nested in this would take it for dead
             ledger.me = 0
         self._let_go()  # within the lock, or two that leave at once would wait for each other
         last = not self._others()
@@ -648,8 +658,9 @@ class SharedCore(Core):
 class _Leases:
     """What the consumers of this process have in hand, in a file for each (`h<slot>`)."""
 
-    def __init__(self, path: str, hands: dict[int, dict[int, Hand]]) -> None:
+    def __init__(self, path: str, head: Cells, hands: dict[int, dict[int, Hand]]) -> None:
         self._path = path
+        self._head = head
         self._hands = hands
 
     def write(self, slot: int, last: Hand) -> None:
@@ -662,9 +673,11 @@ class _Leases:
         hands = [hand for hand in list(self._hands[slot].values()) if hand is not last]
         kept = [payload for hand in (*hands, last) for payload in hand.kept]
         name = f"{self._path}/h{slot}"
-        fd = private(f"{name}.new", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        data = pickle.dumps(kept)
+        fd = private(f"{name}.new", os.O_RDWR | os.O_CREAT | os.O_TRUNC, self._head)
         try:
-            os.write(fd, pickle.dumps(kept))
+            reserve(fd, len(data))  # or a part of it would be written
+            os.write(fd, data)
         finally:
             os.close(fd)
         os.replace(f"{name}.new", name)
@@ -780,7 +793,8 @@ def make_shared_core(
         address = make_directory(context)
         try:
             core = SharedCore(address)
-            core.ledger.set_up(maxsize, cancel=cancel, deliveries=deliveries)
+            lockless = not deliveries and _fence.is_supported()
+            core.ledger.set_up(maxsize, cancel=cancel, deliveries=deliveries, lockless=lockless)
             core.register()
         except BaseException:
             remove(address)

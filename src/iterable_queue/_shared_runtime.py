@@ -20,7 +20,7 @@ from iterable_queue import _cells as cells_
 from iterable_queue._cells import HEAD_SIZE
 from iterable_queue._channels.log import reserve
 from iterable_queue._directory import COUNTING, RECURSIVE, Address, lock_name, semaphore_names
-from iterable_queue._errors import pack_error, unpack_error
+from iterable_queue._errors import REMOVED_BY_OTHERS, ChannelBroken, pack_error, unpack_error
 from iterable_queue._mutex import Mutex
 from iterable_queue._runtime import SLICE_S, Condition, guard
 
@@ -48,15 +48,17 @@ class SharedErrors:
     def pack(self, error: BaseException) -> bytes:
         return pickle.dumps(pack_error(error))
 
-    def add_failure(self, packed: object) -> None:
+    def add_failure(self, packed: object) -> tuple[tuple[int, int], ...]:
         assert isinstance(packed, bytes)
         record = len(packed).to_bytes(8, "little") + packed
-        fd = private(f"{self._path}/errors", os.O_RDWR | os.O_CREAT)
+        at = self._head[ERRORS]
+        fd = private(f"{self._path}/errors", os.O_RDWR | os.O_CREAT, self._head)
         try:
-            os.pwrite(fd, record, self._head[ERRORS])
+            reserve(fd, at + len(record))  # or a part of it would be written
+            os.pwrite(fd, record, at)
         finally:
             os.close(fd)
-        self._head[ERRORS] += len(record)
+        return ((ERRORS, at + len(record)),)
 
     def count(self) -> int:
         return len(self._packed())
@@ -80,7 +82,8 @@ class SharedErrors:
     def set_reason(self, packed: object) -> None:
         assert isinstance(packed, bytes)
         name = f"{self._path}/reason"
-        with open(f"{name}.{os.getpid()}", "wb", opener=private) as file:
+        fd = private(f"{name}.{os.getpid()}", os.O_RDWR | os.O_CREAT | os.O_TRUNC, self._head)
+        with open(fd, "wb") as file:
             file.write(packed)
         os.replace(f"{name}.{os.getpid()}", name)
 
@@ -92,8 +95,13 @@ class SharedErrors:
             return None
 
 
-def private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+def private(path: str, flags: int, head: Cells) -> int:
+    """A file of the queue with that *head*, opened. Raises ChannelBroken if the queue is gone."""
+    try:
+        return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except FileNotFoundError:
+        head[cells_.STATE] |= cells_.BROKEN
+        raise ChannelBroken(REMOVED_BY_OTHERS) from None
 
 
 class SharedRuntime:
@@ -150,7 +158,7 @@ class SharedRuntime:
 
     def cells(self, count: int) -> Cells:
         if len(self._view) < count:
-            fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = private(self._path, os.O_RDWR, self.head)
             try:
                 size = os.fstat(fd).st_size
                 needed = (HEAD_SIZE + count) * 8

@@ -327,6 +327,7 @@ class LogChannel:
     def begin(self, ledger: Ledger) -> None:
         """Once, before anything else."""
         self._ledger = ledger
+        ledger.whole = self
 
     def pass_the_lock_by(self, gate: Callable[[Cells, int], Callable[[bool], bool]]) -> None:
         """Producers get lanes of their own from now on, and consumers claim, where that can be.
@@ -531,6 +532,12 @@ class LogChannel:
             return {}
         return {head[at]: head[at + 1] for at in range(PAIRS, PAIRS + 2 * count, 2)}
 
+    def commit(self, *pairs: tuple[int, int]) -> None:
+        """Store each value in its cell, or none, should this process be killed meanwhile."""
+        if self._head[ROLL] or self._head[CUT]:
+            self.roll()
+        self._commit(*pairs)
+
     def _commit(self, *pairs: tuple[int, int]) -> None:
         head = self._head
         self._plan(*pairs, at=head[TAKEN] + head[COMMITS] + 1)
@@ -549,6 +556,19 @@ class LogChannel:
         cells[LOW + (put & 1)] = lane.low
         # Together: else the tail would be looked for again, and found.
         cells[PUT] = put
+        lane.put = put
+
+    def append_and(self, payload: Any, producer: int, *pairs: tuple[int, int]) -> None:
+        """Put *payload* on lane 0, and store each value in its cell; or nothing of all that."""
+        lane, put = self._begin_shared()
+        self._write(lane, payload, producer, self._ledger.now())
+        put += 1
+        self._commit(
+            (HEAD_SIZE + TAIL + (put & 1), lane.tail),
+            (HEAD_SIZE + LOW + (put & 1), lane.low),
+            (HEAD_SIZE + PUT, put),
+            *pairs,
+        )
         lane.put = put
 
     def _begin_shared(self) -> tuple[Lane, int]:
@@ -845,8 +865,8 @@ class LogChannel:
 
     def _create(self, base: int, file: int, length: int, last: int = 0) -> Segment:
         """A new file, its room reserved before use."""
-        size = min(max(2 * last, FIRST_SIZE), LARGEST_SIZE)
-        size = max(size, 2 * ENTRY_BYTES + length + mmap.PAGESIZE - 1 & ~(mmap.PAGESIZE - 1))
+        least = max(FIRST_SIZE, 2 * ENTRY_BYTES + length + mmap.PAGESIZE - 1 & ~(mmap.PAGESIZE - 1))
+        size = max(min(2 * last, LARGEST_SIZE), least)
         name = self._name(base, file)
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -854,7 +874,12 @@ class LogChannel:
         except FileNotFoundError:
             raise self._gone() from None
         try:
-            reserve(fd, size)
+            try:
+                reserve(fd, size)
+            except OSError:
+                if size == least:
+                    raise
+                reserve(fd, least)
             segment = Segment(file, fd)
         except BaseException:
             self._unlink(name)

@@ -146,8 +146,9 @@ class _PickledErrors:
     def pack(self, error: BaseException) -> PackedError:
         return pack_error(error)
 
-    def add_failure(self, packed: object) -> None:
+    def add_failure(self, packed: object) -> tuple[tuple[int, int], ...]:
         self._failures.append(cast("PackedError", packed))
+        return ()
 
     def count(self) -> int:
         return len(self._failures)
@@ -269,8 +270,8 @@ class _Ledger(Ledger):
         self._tell(Returned, slot, hand.pending)
         super().give_back(slot, hand)
 
-    def redeliver(self, slot: int, payload: Any, producer: int) -> None:
-        super().redeliver(slot, payload, producer)
+    def redeliver(self, slot: int, payload: Any, producer: int, done: int = 0) -> None:
+        super().redeliver(slot, payload, producer, done)
         kind, number = self.view(slot)[1:3]
         self.log.add_item(Redelivered, kind, number, payload)
         dying = self.dying or []

@@ -335,8 +335,8 @@ class PickledErrors(LocalErrors):
     def pack(self, error: BaseException) -> Any:
         return pack_error(error)
 
-    def add_failure(self, packed: Any) -> None:
-        super().add_failure(unpack_error(packed))
+    def add_failure(self, packed: Any) -> tuple[tuple[int, int], ...]:
+        return super().add_failure(unpack_error(packed))
 
     def set_reason(self, packed: Any) -> None:
         super().set_reason(unpack_error(packed))
