@@ -283,7 +283,11 @@ class Endpoint:
         lane, self._lane = self._lane, None
         if lane is not None:
             self._core.log.leave(lane)  # type: ignore[union-attr]
-        transition(*args)
+        try:
+            transition(*args)
+        except OSError:
+            self._closed = False  # what it has claimed had no room; it can be closed later
+            raise
 
     def fail(self, error: BaseException) -> None:
         """Close, and let the consumers know that what was put is not all, and why."""
