@@ -376,8 +376,8 @@ BUGS = [
     Bug(
         "what a killed consumer had in hand is not counted as lost",
         LEDGER,
-        "        self.cells[base + IN_HAND] -= count\n        self.head[LOST] += count",
-        "        self.cells[base + IN_HAND] -= count",
+        "            (LOST, self.head[LOST] + count),\n",
+        "",
         "killed consumer",
     ),
     Bug(

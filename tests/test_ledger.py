@@ -2474,7 +2474,7 @@ CLAIM_ACTS: dict[str, Callable[[Scene], object]] = {
     "claim": lambda it: [it.reader.get() for _ in range(12)],
     "first claim": lambda it: it.open(CONSUMER).get(),
     "put on a new lane": lambda it: it.open(PRODUCER).put(b"new"),
-    "recall": lambda it: [it.tree.get() for _ in range(90)],
+    "recall": lambda it: [it.tree.get() for _ in range(16)],
     "take more than is left of a claim": lambda it: it.reader.get(14),
     "fail a producer": lambda it: it.transact(it.out.fail),
 }

@@ -708,6 +708,8 @@ class LogChannel:
         cells = self._ledger.cells
         base = lane.base
         put = cells[base + PUT]
+        if self._fences is not None:
+            lane.fence = self._fences.renew()  # also for one who polls, and never needs a segment
         if cells[base + LIMIT] > put:
             return True  # it was given to another thread
         room = self._room()
