@@ -126,7 +126,9 @@ def remove(address: Address) -> None:
         except FileNotFoundError:
             pass
     try:
-        for name in os.listdir(path):
+        # What shows who lives comes last: should this be killed midway, another one can tell that
+        # the rest is left.
+        for name in sorted(os.listdir(path), key=lambda name: name[0] in "pl"):
             try:
                 os.unlink(f"{path}/{name}")
             except FileNotFoundError:

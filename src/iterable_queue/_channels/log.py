@@ -670,6 +670,8 @@ class LogChannel:
 
     def last_put(self, slot: int) -> int:
         """When the producer in *slot* last put something without the lock, ns; 0: not known."""
+        if self._head[STATE] & CANCELLED:
+            return 0  # its files are gone, or about to go
         self.roll()
         cells = self._ledger.cells
         for base in self._bases()[1:]:
