@@ -24,6 +24,7 @@ from typing import Any, Final, NamedTuple
 from iterable_queue import (
     ConsumersGone,
     Done,
+    ItemsLost,
     ProducerFailed,
     _runtime,
     _shared,
@@ -34,14 +35,18 @@ RECORD: Final = Struct("<cqq")
 # What a record says; and the two numbers in it.
 BEGUN: Final = b"b"  # is about to put these: the first, the one behind the last
 PUT: Final = b"p"  # that call returned: the same
-TOOK: Final = b"t"  # was handed this one
+TOOK: Final = b"t"  # was handed this one; by a call that handed out so many
+NOTHING: Final = b"n"  # came back for more after that, and there was nothing
 CLOSING: Final = b"c"  # is about to close
 CLOSED: Final = b"C"  # that call returned
 FAILING: Final = b"f"  # is about to report a failure, and has not closed if it is killed
 LEFT: Final = b"l"  # ends its process with the endpoint open
 GONE: Final = b"g"  # was told that nobody will take what it puts
-ENDED: Final = b"e"  # was told that it is over: 0 by Done, 1 by ProducerFailed
+ENDED: Final = b"e"  # was told that it is over: see `VERDICTS`
 ERROR: Final = b"x"  # something else was raised, which is in the file beside it
+
+VERDICTS: Final[tuple[type[Exception], ...]] = (Done, ProducerFailed, ItemsLost, ConsumersGone)
+"""What may be said at the end, by numbers. The first one stands for `join`'s True as well."""
 
 WHO_SHIFT: Final = 32
 """An item is a number: who put it, and below that how many it had put before."""
@@ -79,14 +84,15 @@ class Part(NamedTuple):
 
     Attributes:
         who: its number.
-        kind: of its endpoint: "producer", "consumer" or "worker".
+        kind: of its endpoint: "producer", "consumer" or "worker"; or "joiner", who has the queue.
         method: how it is started.
         seed: of all that it decides by chance.
         most: items that it puts, or after which it stops to take.
         items, calls: the kinds of items and of calls of which it chooses.
         limit: most items that it takes by one call.
         end: what it does at last: "close", "fail", "leave" or "exit".
-        busy_s: how long it works on an item at most, in seconds.
+        busy_s: how long it is busy between two calls at most, in seconds.
+        often: how often it is: 1.0 is always.
         fuse: it is killed so many microseconds after it began so many calls.
         kill_us: it is killed by another process so many microseconds after its start.
     """
@@ -101,6 +107,7 @@ class Part(NamedTuple):
     limit: int
     end: str
     busy_s: float
+    often: float
     fuse: tuple[int, int] | None
     kill_us: int | None
 
@@ -160,7 +167,8 @@ class Journal:
 
     def note_items(self, numbers: list[int]) -> None:
         """Items that one call has handed out."""
-        os.write(self._fd, b"".join(RECORD.pack(TOOK, number, 0) for number in numbers))
+        count = len(numbers)
+        os.write(self._fd, b"".join(RECORD.pack(TOOK, number, count) for number in numbers))
 
 
 class Story(NamedTuple):
@@ -170,6 +178,7 @@ class Story(NamedTuple):
         begun: the puts that were begun and did not return, as ranges of numbers.
         put: those that did.
         took: the numbers of the items taken, in their order.
+        last: how many of these the last call handed out; 0: none.
         said: every other kind of record.
         verdict: what came with ENDED; -1: nothing.
     """
@@ -177,13 +186,14 @@ class Story(NamedTuple):
     begun: list[range]
     put: list[range]
     took: list[int]
+    last: int
     said: set[bytes]
     verdict: int
 
 
 def read_journal(path: str) -> Story:
     """What a process wrote; nothing, if it never came to that."""
-    story = Story([], [], [], set(), -1)
+    story = Story([], [], [], 0, set(), -1)
     try:
         with open(path, "rb") as file:
             data = file.read()
@@ -199,6 +209,9 @@ def read_journal(path: str) -> Story:
                 story.put.append(range(first, end))
             case b"t":
                 story.took.append(first)
+                story = story._replace(last=end)
+            case b"n":
+                story = story._replace(last=0)
             case b"e":
                 story = story._replace(verdict=first)
                 story.said.add(what)
@@ -244,6 +257,8 @@ def act(part: Part, setting: Setting, endpoint: Any) -> None:
     try:
         if part.kind == "producer":
             _Producing(part, endpoint, journal, fuse).run()
+        elif part.kind == "joiner":
+            _Joining(part, endpoint, journal, fuse).run()
         else:
             _Taking(part, endpoint, journal, fuse).run()
     except BaseException:
@@ -267,9 +282,11 @@ class _Acting:
     def put(self, call: str, kind: str) -> None:
         """Put one item, or some."""
         many = call in ("range", "list")
-        count = self.chance.choice((0, 1, 2, 7, 60, 300)) if many else 1
-        if kind == "large":
-            count = min(count, 2)
+        count = 1
+        if many:
+            count = self.chance.choice((0, 1, 2, 7, 60, 300, 1500))
+            left = 7 if self.part.kind == "worker" else self.part.most - self.count
+            count = min(count, 2 if kind == "large" else max(left, 2))
         first = self.part.who << WHO_SHIFT | self.count
         numbers = range(first, first + count)
         self.count += count
@@ -307,8 +324,15 @@ class _Acting:
 
     def work(self) -> None:
         """Be busy for a moment, or not."""
-        if self.part.busy_s and self.chance.random() < 0.2:
-            time.sleep(self.chance.random() * self.part.busy_s)
+        if self.part.busy_s and self.chance.random() < self.part.often:
+            seconds = self.chance.random() * self.part.busy_s
+            if seconds > 0.001:
+                time.sleep(seconds)
+            else:
+                # That would be no less than a tenth of a millisecond.
+                until = time.perf_counter() + seconds
+                while time.perf_counter() < until:
+                    pass
 
 
 class _Producing(_Acting):
@@ -327,6 +351,7 @@ class _Producing(_Acting):
 class _Taking(_Acting):
     def run(self) -> None:
         left = self.part.most
+        holds = False
         loop = iter(self.endpoint)
         while left > 0:
             call = self.chance.choice(self.part.calls)
@@ -334,18 +359,18 @@ class _Taking(_Acting):
                 self.fuse.burn()
                 items = self.take(call, loop)
             except Empty:
+                if holds:
+                    self.journal.note(NOTHING)
+                holds = False
                 continue
-            except (Done, StopIteration):
-                self.journal.note(ENDED, 0)
-                self.close()
-                return
-            except ProducerFailed:
-                self.journal.note(ENDED, 1)
+            except (Done, StopIteration, ProducerFailed) as end:
+                self.journal.note(ENDED, int(isinstance(end, ProducerFailed)))
                 self.close()
                 return
             numbers = [number_of(item) for item in items]
             self.journal.note_items(numbers)
             left -= len(numbers)
+            holds = True
             if self.part.kind == "worker":
                 self.make_more(numbers)
             self.work()
@@ -367,6 +392,17 @@ class _Taking(_Acting):
             if number >> WHO_SHIFT < WORKERS_FROM and number % 3 == 0:
                 kind = self.chance.choice(self.part.items)
                 self.put("list" if number % 9 == 0 else "put", kind)
+
+
+class _Joining(_Acting):
+    def run(self) -> None:
+        self.fuse.burn()
+        try:
+            assert self.endpoint.join()
+            verdict = 0
+        except VERDICTS as error:
+            verdict = VERDICTS.index(type(error))
+        self.journal.note(ENDED, verdict)
 
 
 def _put_in_time(out: Any, item: Any) -> None:

@@ -2667,13 +2667,13 @@ def test_no_room_is_given_for_what_comes_back(tmp_path: Path) -> None:
     """Though who put it back was killed between the commit of that and carrying it out."""
     for store in itertools.count(1):
         log = bounded(tmp_path / str(store), 3)
-        out, reader = log.putter(), log.reader()
+        out, other, reader = log.putter(), log.putter(1), log.reader()
         assert out.fill_up() == 3
         assert reader.claim() == 1
         assert reader.begin()
         over = log.attempt(store, reader.channel.put_back, reader.slot, reader.hand)
         size = log.views[1].size()
-        assert log.putter(1).fill_up() == 3 - size
+        assert other.fill_up() == 3 - size
         assert log.views[1].size() == 3
         if over:
             assert size == 3

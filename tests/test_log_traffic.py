@@ -960,13 +960,17 @@ def test_the_largest_items_of_all_are_bounded(way: None) -> None:
 
 @pytest.mark.parametrize("maxsize", [2**62, 10**30])
 def test_a_bound_that_is_never_reached_leaves_room_for_all(way: None, maxsize: int) -> None:
+    """Also where all of it is given to one that has put some items already."""
     iq = IterableQueue[int](maxsize)
-    outs, source = [iq.get_producer() for _ in range(3)], iq.get_consumer()
+    first, second, source = iq.get_producer(), iq.get_producer(), iq.get_consumer()
+    for out in (first, second):
+        out.put(-1)
+        assert source.get() == -1
     dice = random.Random(1)
     items: list[int] = []
     for n in range(300):
-        dice.choice(outs).put(n)
-        if dice.random() < 0.5:
+        (second if n < 100 else dice.choice((first, second))).put(n)
+        if n > 200:
             items.append(source.get())
     items += source.get_many(300)
     assert items == list(range(300))
@@ -1273,7 +1277,7 @@ def test_who_waits_for_room_is_looked_for_behind_the_fence_of_a_get(call: str) -
     """Which is the locked instruction that takes one from GATE."""
     _, source, _ = with_a_claim(0)
     seen = list[str]()
-    hand = next(iter(source._hands.values()))
+    hand: Any = hand_of(source)
     gate = hand.gate
 
     def seen_gate(block: bool) -> bool:
@@ -1286,15 +1290,21 @@ def test_who_waits_for_room_is_looked_for_behind_the_fence_of_a_get(call: str) -
     assert seen[:3] == ["store CLAIM_NEXT", "gate", "look at WAIT_ROOM"]
 
 
-def with_a_claim(others: int) -> tuple[IterableQueue[int], Any, list[int]]:
-    """A consumer with some items of its claim left, and so many others; somebody waits for room."""
-    iq = IterableQueue[int](300)
+LARGE: list[Any] = [bytes([n]) * 50 for n in range(20)]
+
+
+def with_a_claim(others: int, *, alone: bool = False) -> tuple[IterableQueue[Any], Any, list[Any]]:
+    """A consumer with some items of its claim left, and so many others; somebody waits for room.
+
+    Items that are claimed *alone* are large bytes, so that none is left.
+    """
+    iq = IterableQueue[Any](300)
     out, source = iq.get_producer(), iq.get_consumer()
     for _ in range(others):
         iq.get_consumer()
-    out.put_many(range(150))
-    got: list[int] = []
-    while len(got) < 10 or len(next(iter(cast("Any", source)._hands.values())).claim) < 3:
+    out.put_many(LARGE if alone else range(150))
+    got: list[Any] = []
+    while len(got) < 10 or not (alone or len(hand_of(source).claim) >= 3):
         got.append(source.get())
     cast("Any", iq)._core.ledger.head[WAIT_ROOM] = 1
     return iq, source, got
@@ -1302,21 +1312,25 @@ def with_a_claim(others: int) -> tuple[IterableQueue[int], Any, list[int]]:
 
 @TRACED
 @pytest.mark.skipif(not _fence.is_supported(), reason="there are no claims here")
+@pytest.mark.parametrize("alone", [False, True])
 @pytest.mark.parametrize("call", ["get", "next", "loop"])
 @pytest.mark.parametrize("act", ["interrupts", "gets", "closes", "takes the rest"])
-def test_something_happens_at_any_point_of_a_get_that_makes_room(call: str, act: str) -> None:
+def test_something_happens_at_any_point_of_a_get_that_makes_room(
+    call: str, act: str, alone: bool
+) -> None:
     """Each item is handed out once, in order, and who waits for room is woken."""
     for point in itertools.count(1):
-        iq, source, got = with_a_claim(act == "takes the rest")
+        iq, source, got = with_a_claim(act == "takes the rest", alone=alone)
+        expected = LARGE if alone else list(range(150))
         other: Any = iq.get_consumer() if act == "takes the rest" else source
         step = {"get": source.get_nowait, "next": source.__next__, "loop": iter(source).__next__}
         if call == "loop":
             got.append(step["loop"]())
             cast("Any", iq)._core.ledger.head[WAIT_ROOM] = 1
-        among: list[int] = []
+        among: list[Any] = []
 
         def meddle(
-            iq: IterableQueue[int] = iq, other: Any = other, among: list[int] = among
+            iq: IterableQueue[Any] = iq, other: Any = other, among: list[Any] = among
         ) -> None:
             core = cast("Any", iq)._core
             if act == "interrupts":
@@ -1330,9 +1344,9 @@ def test_something_happens_at_any_point_of_a_get_that_makes_room(call: str, act:
                 else:
                     among += in_another_thread(lambda: take_all_but(1, iq, other))
 
-        late: list[int] = []
+        late: list[Any] = []
 
-        def take(step: Callable[[], int] = step[call], late: list[int] = late) -> None:
+        def take(step: Callable[[], Any] = step[call], late: list[Any] = late) -> None:
             try:
                 late.append(step())
             except ConsumerClosed:
@@ -1345,10 +1359,10 @@ def test_something_happens_at_any_point_of_a_get_that_makes_room(call: str, act:
         if late:
             assert cast("Any", iq)._core.ledger.head[WAIT_ROOM] == 0
         rest = take_all_but(0, iq, iq.get_consumer() if source.closed else source)
-        assert sorted(got + among + late + rest) == list(range(150))
+        assert sorted(got + among + late + rest) == expected
         if act in ("interrupts", "closes"):
-            assert got + late + rest == list(range(150))
-        assert iq.statistics().taken == 150
+            assert got + late + rest == expected
+        assert iq.statistics().taken == len(expected)
         if over:
             assert point > 5
             return
@@ -1363,8 +1377,8 @@ def is_free(core: Any) -> bool:
         return False
 
 
-def take_all_but(some: int, iq: IterableQueue[int], source: Consumer[int]) -> list[int]:
-    items: list[int] = []
+def take_all_but(some: int, iq: IterableQueue[Any], source: Consumer[Any]) -> list[Any]:
+    items: list[Any] = []
     while iq.qsize() > some:
         items.append(source.get_nowait())
     return items
@@ -1531,25 +1545,26 @@ def test_room_is_taken_between_the_look_at_it_and_the_put(monkeypatch: pytest.Mo
     other.__enter__()
     lane = cast("Any", out)._lane
     pack, cells = cast("Any", _endpoints).pack_small, lane.cells
-    looks, got = 0, list[int]()
+    looking, got = False, list[int]()
 
     def pack_late(*arguments: Any) -> None:
         """As if this thread were put aside, and the other's put interrupted meanwhile."""
+        nonlocal looking
         pack(*arguments)
         monkeypatch.undo()
         cells[lane.intent_at] = lane.put
+        looking = True
 
     def take_room() -> None:
-        nonlocal looks
-        looks += 1
-        if looks == 2:
+        nonlocal looking
+        if looking:
+            looking = False
             in_a_thread(lambda: got.append(fill(other)))
 
     monkeypatch.setattr(_endpoints, "pack_small", pack_late)
     lane.cells = Hooked(cells, lane.limit_at, take_room)
     out.put(1)
-    assert looks > 1
-    assert got == [0]
+    assert got == [0], "it claims that room again, and so keeps it"
     assert iq.qsize() == 1
 
 
@@ -1759,7 +1774,7 @@ def test_what_wakes_a_put_that_waits(
     if claimed:
         outs[0].put_many(range(150))
         put, got = 150, [next(items) for _ in range(10)]
-        hand = next(iter(cast("Any", source)._hands.values()))
+        hand = hand_of(source)
         while log_of(iq).lockless and len(hand.claim) < 5:
             got.append(next(items))
     put += fill(outs[0], put)
@@ -1870,6 +1885,7 @@ def test_an_interrupt_ends_a_put_that_waits(way: None) -> None:
     finally:
         signal.signal(signal.SIGUSR1, before)
         helper.join(PATIENCE_S)
+    assert cast("Any", iq)._core.ledger.head[WAIT_ROOM] == 0
     assert len(source.get_many(2)) == 2
     assert fill(other) == 2
     assert fill(out) == 0
@@ -1946,7 +1962,7 @@ def test_time_outs_hold_while_the_holder_of_the_lock_is_stopped(
     taken = 0
     while hand is None or len(hand.claim) < 10:
         taken += len([source.get()])
-        hand = next(iter(cast("Any", source)._hands.values()))
+        hand = hand_of(source)
         if not log_of(iq).lockless:
             break
     other.put(1)

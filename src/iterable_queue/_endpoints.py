@@ -991,18 +991,23 @@ class _Getting(Endpoint, Generic[T]):
         loads: Any = self._loads
         plain = bool(self._plain)
         head = self._head
-        fresh = False
 
         def step(_: None) -> T:
-            nonlocal hand, claim, opened, cells, gate, next_at, fresh
+            nonlocal hand, claim, opened, cells, gate, next_at
             if hand is not None and hand.feed is not None:
                 self._end_feed(hand)
-            if fresh:
-                fresh = False
-                feed = self._feed(hand)  # type: ignore[arg-type]
-                if feed is not None:
-                    state[1] = feed
-                    raise StopIteration
+            if not claim or hand.claim is not claim:  # type: ignore[union-attr]
+                claim = GONE
+                hand = self._hands.get(get_ident())
+                if hand is not None and hand.claim and hand.feed is None and not hand.busy:
+                    opened, cells, gate = hand.opened, hand.view, hand.gate
+                    next_at = hand.next_at
+                    claim = hand.claim
+                    if len(claim) >= FEED_LEAST and (opened or plain) and not head[MAXSIZE]:
+                        feed = self._feed(hand)
+                        if feed is not None:
+                            state[1] = feed
+                            raise StopIteration
             # As in `_hand_out`, which says why.
             while claim and hand.claim is claim:  # type: ignore[union-attr]
                 at = hand.next  # type: ignore[union-attr]
@@ -1035,17 +1040,11 @@ class _Getting(Endpoint, Generic[T]):
                 return item  # type: ignore[no-any-return]
             claim = GONE
             try:
-                item = self.__next__()
+                # No call after this one: what it returns would be lost by an interrupt.
+                return self.__next__()
             except StopIteration:
                 state[0] = None
                 raise
-            hand = self._hands.get(get_ident())
-            if hand is not None and hand.claim:
-                opened, cells, gate = hand.opened, hand.view, hand.gate
-                next_at = hand.next_at
-                claim = hand.claim
-                fresh = len(claim) >= FEED_LEAST and (opened or plain) and not head[MAXSIZE]
-            return item
 
         return step
 
