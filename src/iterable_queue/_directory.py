@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 from iterable_queue import _mutex
 from iterable_queue._cells import HEAD_SIZE, SLOT_SIZE
 from iterable_queue._channels.log import reserve
-from iterable_queue._liveness import is_held
+from iterable_queue._liveness import is_held, runs
 
 if TYPE_CHECKING:
     from iterable_queue._protocols import Context
@@ -170,10 +170,7 @@ def _is_left(path: str) -> bool:
     locks = [name for name in names if name[0] in "pl" and "." not in name]
     if not any(name.startswith("p") for name in locks):
         try:
-            os.kill(int(path.split("-")[-2]), 0)
-        except ProcessLookupError:
-            return True
-        except (OSError, ValueError):
-            pass
-        return False
+            return not runs(int(path.split("-")[-2]))
+        except ValueError:
+            return False
     return not any(is_held(f"{path}/{name}") for name in locks)

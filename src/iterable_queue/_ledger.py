@@ -815,8 +815,8 @@ class Ledger:
 
         A queue that never had a consumer will never have one, as if its last one had gone.
         """
+        self.head[EVER] += 1  # first: who dies between these does it again, by `release_process`
         self.head[HANDLE] = 0
-        self.head[EVER] += 1
         self.settle()
 
     def release_process(self, slot: int) -> None:
