@@ -540,6 +540,30 @@ def test_a_broken_rule_frees_all_who_wait() -> None:
     assert iq.qsize() == 1
 
 
+def test_a_rule_is_broken_just_as_another_one_comes_to_a_point(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever came there before is told, whether it waits there already or not."""
+    iq = IterableQueue[int]()
+    a, b = iq.get_producer(), iq.get_producer()
+    arrive = RaceLog.arrive
+
+    def overtaken(log: RaceLog, point: Any) -> int:
+        at = arrive(log, point)
+        if point.number == a.number:
+            with pytest.raises(RaceError, match="the process of the test"):
+                b.put(2)
+        return at
+
+    with breach(iq) as broken:
+        broken.race.pause(broken.race.producer(a).before_put)
+        broken.race.kill(broken.race.producer(b).before_put)
+        monkeypatch.setattr(RaceLog, "arrive", overtaken)
+        with pytest.raises(RaceError, match="the races are over, since a rule was broken"):
+            a.put(1)
+    assert iq.qsize() == 0
+
+
 def test_a_kill_comes_after_all_else(tmp_path: Path) -> None:
     log = RaceLog(str(tmp_path / "log"))
     log.create()

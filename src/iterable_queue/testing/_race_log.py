@@ -125,6 +125,7 @@ class RaceLog:
         here: those of them that have not gone on.
         passed: places of those that have, in that order.
         broken: the texts of broken rules.
+        over_at: the place of the first of these; 0: none was broken.
     """
 
     def __init__(self, path: str) -> None:
@@ -135,6 +136,7 @@ class RaceLog:
         self.passed: list[int] = []
         self.killed: list[int] = []
         self.broken: list[str] = []
+        self.over_at = 0
         self._times: Counter[Point] = Counter()
         self._offset = 0
         self._lock = RLock()
@@ -208,6 +210,7 @@ class RaceLog:
             case "free":
                 self.rules[record[0]].released = True
             case _:
+                self.over_at = self.over_at or place
                 self.broken.append(record[0])
 
     def _arrived(self, place: int, point: Point, pid: int, thread: int) -> None:

@@ -118,8 +118,9 @@ class Track:
             pass  # the test has left the block
 
     def _obey(self, core: Core, rule: Rule, at: int) -> None:
-        if self.log.broken:
-            return
+        if 0 < self.log.over_at < at:
+            return  # it came to the point after that
+        self._check_over()
         arrival = self.log.arrivals[at]
         match rule.kind:
             case "order":
@@ -177,10 +178,7 @@ class Track:
             self.log.read()
             if fact():
                 return True
-            if self.log.broken:
-                raise RaceError(
-                    f"the races are over, since a rule was broken: {self.log.broken[0]}"
-                )
+            self._check_over()
             now = time.monotonic()
             if now >= deadline:
                 return False
@@ -192,6 +190,10 @@ class Track:
                     return fact()
                 look_at = now + LOOK_S
             time.sleep(min(POLL_S, deadline - now))
+
+    def _check_over(self) -> None:
+        if self.log.broken:
+            raise RaceError(f"the races are over, since a rule was broken: {self.log.broken[0]}")
 
     def ended(self, core: Core, whom: Point) -> str:
         """How the process of the endpoint of *whom* ended, if it is known and has."""
