@@ -159,21 +159,35 @@ class _World:
 
 def _descendants() -> set[int]:
     """The pids of all processes below this one that live; the dead who wait for `join` do not."""
-    parents: dict[int, int] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and (parent := _parent_of(int(entry))) is not None:
-            parents[int(entry)] = parent
-    found = {os.getpid()}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+    found: set[int] = set()
+    unseen = [os.getpid()]
+    while unseen:
+        more = {pid for pid in _children_of(unseen.pop()) if _parent_of(pid) is not None} - found
         found |= more
-    return found - {os.getpid()}
+        unseen += more
+    return found
+
+
+def _children_of(pid: int) -> set[int]:
+    """The pids of the children of *pid*, dead ones too that it has not waited for."""
+    found: set[int] = set()
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:
+                found.update(map(int, file.read().split()))
+    except OSError:
+        if os.path.exists(f"/proc/{pid}/task") and not os.path.exists("/proc/thread-self/children"):
+            # Not every kernel lists them.
+            return {int(e) for e in os.listdir("/proc") if e.isdigit() and _parent_of(int(e)) == pid}
+    return found
 
 
 def _parent_of(pid: int) -> int | None:
     """The pid of the parent of *pid*, or None where no process of that pid lives."""
     try:
         # "pid (command) state parent ...", where the command may hold anything.
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
     except OSError:  # gone
         return None
     return None if fields[0] in {"Z", "X"} else int(fields[1])
@@ -234,7 +248,8 @@ def _internal(package: str, module: str, name: str, attribute: str) -> object:
 
 def _directories() -> set[Path]:
     bases = {Path("/dev/shm"), Path(tempfile.gettempdir())}
-    return {path for base in bases for path in base.glob(f"iterable_queue-{os.getuid()}-*")}
+    start = f"iterable_queue-{os.getuid()}-"
+    return {base / name for base in bases for name in os.listdir(base) if name.startswith(start)}
 
 
 def _maker_of(directory: Path) -> int:
