@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from importlib import metadata
+from importlib import import_module, metadata
 from multiprocessing import active_children
 from random import Random
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from benchmarks._crew import Crew, Gate, Hang, ProcessCrew, Report, ThreadCrew, WorkerFailed
-from benchmarks._job import BLOB_BYTES, Job, Outcome
+from benchmarks._job import BLOB_BYTES, Job, Outcome, Payload
 from benchmarks._ours import Ours
 from benchmarks._peers import (
     BarePipe,
@@ -91,10 +91,15 @@ class Wrong(Exception):
 _BLOBS = 8
 
 
-def _blobs() -> list[bytes]:
+def _blobs(payload: Payload) -> list[Any]:
     """Large items, each told from the others by its first and its last byte."""
     ends = [bytes([index]) for index in range(_BLOBS)]
-    return [end + Random(end).randbytes(BLOB_BYTES - 2) + end for end in ends]
+    blobs = [end + Random(end).randbytes(BLOB_BYTES - 2) + end for end in ends]
+    if payload == "blobs":
+        return blobs
+    import numpy as np
+
+    return [np.frombuffer(bytearray(blob), dtype=np.uint8) for blob in blobs]
 
 
 def _items(job: Job, total: int, index: int) -> Iterable[object]:
@@ -102,7 +107,7 @@ def _items(job: Job, total: int, index: int) -> Iterable[object]:
     mine = range(index, total, job.producers)
     if job.payload == "ints":
         return mine
-    blobs = _blobs()
+    blobs = _blobs(job.payload)
     return [blobs[number % _BLOBS] for number in mine]
 
 
@@ -127,7 +132,7 @@ def _check_ints(runs: Iterator[Iterable[object]]) -> tuple[int, int]:
 
 
 def _check_blobs(
-    blobs: list[bytes], whole: bool, runs: Iterator[Iterable[object]]
+    blobs: list[Any], whole: bool, runs: Iterator[Iterable[object]]
 ) -> tuple[int, int]:
     """Count and the sum of first bytes.
 
@@ -136,9 +141,9 @@ def _check_blobs(
     """
     count = total = 0
     for run in runs:
-        for blob in cast("Iterable[bytes]", run):
-            index = blob[0]
-            if whole and blob != blobs[index]:
+        for blob in cast("Iterable[Any]", run):
+            index = int(blob[0])
+            if whole and bytes(blob) != bytes(blobs[index]):
                 raise Wrong("an item arrived changed")
             if len(blob) != BLOB_BYTES or blob[-1] != index:
                 raise Wrong("an item arrived cut or changed")
@@ -164,8 +169,8 @@ def _produce(sender: Sender, job: Job, index: int, gate: Gate) -> Report:
 def _consume(receiver: Receiver, job: Job, gate: Gate) -> Report:
     warm: Check = _check_ints
     timed: Check = _check_ints
-    if job.payload == "blobs":
-        blobs = _blobs()
+    if job.payload != "ints":
+        blobs = _blobs(job.payload)
         warm, timed = partial(_check_blobs, blobs, True), partial(_check_blobs, blobs, False)
     share = job.warm_up // job.consumers
 
@@ -262,6 +267,8 @@ def _repeated(make: Callable[[], None], job: Job) -> Outcome:
 def measure(job: Job) -> Outcome:
     try:
         side = SIDES[job.side]()
+        if job.payload == "arrays":
+            import_module("numpy")
     except (ImportError, Unavailable) as error:
         return Outcome("missing", detail=str(error))
     crew: Crew = ThreadCrew() if job.side in _OF_THREADS else ProcessCrew(job.start_method)

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 
 StartMethod = Literal["fork", "spawn", "forkserver"]
 Work = Literal["throughput", "latency", "make", "endpoint"]
-Payload = Literal["ints", "blobs"]
+Payload = Literal["ints", "blobs", "arrays"]
 Status = Literal["ok", "missing", "hang", "wrong", "error"]
 
 BLOB_BYTES = 1_000_000

@@ -221,7 +221,7 @@ class QuickQueue:
         self._call: QuickCall = call
 
     def connect(self, crew: Crew, job: Job) -> Link:
-        if job.maxsize or job.payload == "blobs":
+        if job.maxsize or job.payload != "ints":
             # A bound in items needs buckets of one item. Size 0 would mean "choose yourself", and
             # size 1 is two items in a bucket: so each put is followed by put_remain. Buckets of
             # large items gain nothing either: one copy more.

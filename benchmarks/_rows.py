@@ -233,6 +233,16 @@ def _contests() -> list[Row]:
             most_items=500,
         ),
         contest(
+            "arrays",
+            "1 MB NumPy arrays one by one, 1 and 1 processes",
+            "ours",
+            ("multiprocessing", "faster-fifo"),
+            {},
+            _job(payload="arrays"),
+            guess_per_s=400,
+            most_items=500,
+        ),
+        contest(
             "bounded",
             "maxsize=100, put one by one, 1 and 1 processes",
             "ours",

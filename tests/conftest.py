@@ -176,9 +176,10 @@ def _children_of(pid: int) -> set[int]:
             with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:
                 found.update(map(int, file.read().split()))
     except OSError:
-        if os.path.exists(f"/proc/{pid}/task") and not os.path.exists("/proc/thread-self/children"):
+        if not os.path.exists("/proc/thread-self/children"):
             # Not every kernel lists them.
-            return {int(e) for e in os.listdir("/proc") if e.isdigit() and _parent_of(int(e)) == pid}
+            pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+            return {other for other in pids if _parent_of(other) == pid}
     return found
 
 

@@ -63,6 +63,7 @@ from iterable_queue._directory import lock_name, semaphore_names
 from iterable_queue._explain import explain, statistics
 from iterable_queue._ledger import Ledger
 from iterable_queue._mutex import Mutex
+from iterable_queue._pickling import APART_LEAST
 from iterable_queue._runtime import guard
 from iterable_queue._shared_runtime import PATIENCE, SharedRuntime
 
@@ -557,8 +558,24 @@ def raw(size: int) -> Callable[[int], bytes]:
     return lambda number: f"{number:08}".encode().ljust(size, b".")
 
 
+class Buffered:
+    """An item with a buffer that is not pickled, but copied to its place."""
+
+    def __init__(self, data: Any) -> None:
+        self.number = int(bytes(data[:8]))
+        self.data = data
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return Buffered, (pickle.PickleBuffer(self.data),)
+
+
+def buffered(size: int) -> Callable[[int], Buffered]:
+    """Makes items of so many bytes, which are put in parts."""
+    return lambda number: Buffered(bytearray(f"{number:08}".encode().ljust(size, b".")))
+
+
 def number_of(item: Any) -> int:
-    if isinstance(item, Bomb):
+    if isinstance(item, Bomb | Buffered):
         return item.number
     return item if isinstance(item, int) else int(item[:8])
 
@@ -1179,6 +1196,7 @@ class PutLarge(Put):
     def act(self, w: World, v: Actor, *args: Any) -> None:
         v.put(args[0], 3, text(500))
         v.put(args[0], 3, raw(500))
+        v.put(args[0], 2, buffered(APART_LEAST))
 
 
 @scene("put, chunks")
@@ -1511,8 +1529,9 @@ class PutBounded(Put):
 
     def act(self, w: World, v: Actor, *args: Any) -> None:
         v.put(args[0], 3)
-        v.put(args[0], 2, text(500))
+        v.put(args[0], 1, text(500))
         v.put_many(args[0], 2)
+        v.put(args[0], 1, buffered(APART_LEAST))
 
 
 @scene("put, bounded, room of others is taken back")

@@ -107,6 +107,7 @@ OWN = {
 CALLS = {
     "acquire",
     "announce",
+    "exhaust",
     "flock",
     "gate",
     "hold",

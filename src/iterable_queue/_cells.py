@@ -73,11 +73,13 @@ TEXT: Final = 24  # the line of user code that made it, as bytes
 LANE_CELLS: Final = 19  # of a lane, which has no claim and no text: from here on, the channel's
 SLOT_SIZE: Final = 40
 
-NUMBER_MASK: Final = (1 << 47) - 1
+NUMBER_MASK: Final = (1 << 46) - 1
+WRITABLE: Final = 1 << 46
 RAW: Final = 1 << 47
 TRIES_SHIFT: Final = 48
 """An item's tag is its producer's number; RAW, if its payload is the item itself, which is bytes;
-and above that, how often it was redelivered."""
+WRITABLE, if its payload is read as a bytearray, which then is the item or what that refers to; and
+above that, how often it was redelivered."""
 
 MAX_DELIVERIES: Final = 3
 """How often an item is handed out at most on a redelivering queue, if nobody says how often."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import repeat
+from operator import setitem
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -24,8 +26,36 @@ pack_small: Final = Struct(f"qqq{INLINE}s").pack_into
 pack_large: Final = Struct("qqqqq").pack_into
 unpack_entry: Final = Struct(f"qqq{INLINE}s").unpack_from
 """What writes and reads an entry. Called for each item put, so endpoints call them as well."""
+exhaust: Final = any
+"""Goes through all of an iterator over None: one C function."""
 PICKLED: Final = 0x80
 """What `pickle` makes begins with this byte; what `marshal` makes of plain types never does."""
+
+
+class Parts:
+    """A payload in several parts, each to be copied to its place in the whole.
+
+    Attributes:
+        size: of the whole, in bytes.
+        parts: where each begins in it, and its bytes.
+    """
+
+    __slots__ = ("parts", "size")
+
+    def __init__(self, size: int, parts: list[tuple[int, Any]]) -> None:
+        self.size = size
+        self.parts = parts
+
+    def __len__(self) -> int:
+        return self.size
+
+    def stores(self, target: Any, start: int) -> Iterator[None]:
+        """An iterator over None that copies a part at each step, by C functions alone.
+
+        *start* is where the whole begins in *target*.
+        """
+        where = [slice(start + at, start + at + len(part)) for at, part in self.parts]
+        return map(setitem, repeat(target), where, [part for _, part in self.parts])
 
 
 class Channel(Protocol):

@@ -40,6 +40,7 @@ from iterable_queue._ledger import Ledger
 from iterable_queue._runtime import SLICE_S, Condition, is_lock_busy
 
 if TYPE_CHECKING:
+    from iterable_queue._channel import Parts
     from iterable_queue._channels.log import LogChannel
     from iterable_queue._endpoints import Endpoint
     from iterable_queue._runtime import Runtime
@@ -173,6 +174,8 @@ class Core:
 
     dumps: Callable[[Any], bytes] | None = None
     loads: Callable[[Any], Any] | None = None
+    dumps_apart: Callable[[Any], bytes | Parts] | None = None
+    """`dumps` that may leave large buffers where they are, for who copies them at once."""
     plain: frozenset[type] = frozenset()
     """Types of items for which `marshal.dumps` may be called instead of `dumps`."""
     spins = 0

@@ -42,6 +42,8 @@ from iterable_queue._channel import (
     LAST,
     PICKLED,
     Hand,
+    Parts,
+    exhaust,
     pack_large,
     pack_small,
 )
@@ -192,7 +194,8 @@ class Endpoint:
         elif self._core.log is not None:
             lane = self._core.log.lane(self.slot, self.number)
             if lane is not None:
-                lane.head, lane.dumps, lane.plain = self._head, self._dumps, self._plain  # type: ignore[assignment]
+                lane.head, lane.plain = self._head, self._plain
+                lane.dumps = self._core.dumps_apart  # type: ignore[assignment]
             self._lane = lane
         self._ready = True
 
@@ -386,12 +389,14 @@ class _Putting(Endpoint, Generic[T]):
             payload: Any
             if kind in lane.plain:
                 payload = marshal_dumps(item)  # type: ignore[arg-type]
-            elif kind is bytes and len(item) > INLINE and lane.plain:  # type: ignore[arg-type]
+            elif (kind is bytes or kind is bytearray) and len(item) > INLINE and lane.plain:  # type: ignore[arg-type]
                 tag = cells_.RAW | self.number
+                if kind is not bytes:
+                    tag |= cells_.WRITABLE
                 if lane.inline < 0:
-                    self._put_within(lane, item, tag, block, timeout)  # type: ignore[arg-type]
+                    self._put_within(lane, item, tag, block, timeout)
                 else:
-                    self._put_large(lane, item, tag, timeout=timeout)  # type: ignore[arg-type]
+                    self._put_large(lane, item, tag, timeout=timeout)
                 return
             else:
                 payload = lane.dumps(item)
@@ -468,10 +473,14 @@ class _Putting(Endpoint, Generic[T]):
     """The same, whatever a subclass makes of `put`."""
 
     def _put_large(
-        self, lane: Lane, payload: bytes, tag: int, count: int = 1, timeout: float | None = None
+        self, lane: Lane, payload: Any, tag: int, count: int = 1, timeout: float | None = None
     ) -> None:
         """The same for a payload that has no room in its entry, or for a chunk of *count* items."""
         size = len(payload)
+        stores: Iterator[None] = iter(())
+        apart = isinstance(payload, Parts)
+        if apart:
+            tag |= cells_.WRITABLE
         stamp = self._now()
         while True:
             put = lane.put
@@ -480,18 +489,24 @@ class _Putting(Endpoint, Generic[T]):
                 start = lane.low - size
                 # Now, since to make one may collect garbage (on 3.11), and so call a `__del__`.
                 where = slice(start, start + size)
+                if apart:
+                    stores = payload.stores(lane.map, start)
                 if lane.put == put:  # still: no call between this and the next
                     lane.writer = payload
                     at = ENTRY_BYTES * n + ENTRY_BYTES
                     pack_large(lane.map, at, start, stamp, tag, size, count)
+                    if apart and lane.writer is payload and lane.put == put:
+                        exhaust(stores)  # one call, which no other put can interrupt
                     if lane.writer is payload and lane.put == put:
-                        lane.map[where] = payload
+                        if not apart:
+                            lane.map[where] = payload  # type: ignore[assignment]
                         put += count
                         lane.cells[lane.put_at] = put
                         lane.put = put
                         lane.n = n + 1
                         lane.low = start
                         lane.room = start // ENTRY_BYTES - 1
+                        lane.writer = None  # it may be large, and what others want to resize
                         break
                 lane = self._check_lane(lane)
             else:
@@ -501,12 +516,16 @@ class _Putting(Endpoint, Generic[T]):
             self._core.tell_of_put(count, timeout)
 
     def _put_within(
-        self, lane: Lane, payload: bytes, tag: int, block: bool, timeout: float | None
+        self, lane: Lane, payload: Any, tag: int, block: bool, timeout: float | None
     ) -> None:
         """The same on a bounded queue, where there must be room (see `LogChannel.admit`)."""
         deadline = None if block and timeout is None else self._core.deadline(block, timeout)
         size = len(payload)
         large = size > INLINE
+        stores: Iterator[None] = iter(())
+        apart = isinstance(payload, Parts)
+        if apart:
+            tag |= cells_.WRITABLE
         cells = lane.cells
         try:
             while True:
@@ -526,6 +545,8 @@ class _Putting(Endpoint, Generic[T]):
                 stamp = monotonic_ns()
                 start = lane.low - size
                 where = slice(start, lane.low)
+                if apart:
+                    stores = payload.stores(lane.map, start)
                 if lane.put != put:
                     continue
                 # Likewise: no other put has come to this entry.
@@ -536,6 +557,8 @@ class _Putting(Endpoint, Generic[T]):
                     pack_large(lane.map, at, start, stamp, tag, size, 1)
                 else:
                     pack_small(lane.map, at, ~size, stamp, tag, payload)
+                if apart and lane.writer is payload and lane.put == put:
+                    exhaust(stores)  # one call, which no other put can interrupt
                 # As in `put`; and another thread, which found no room or was interrupted, may have
                 # stored INTENT, and so have let go the room that there was.
                 if (
@@ -545,9 +568,11 @@ class _Putting(Endpoint, Generic[T]):
                     and cells[lane.limit_at] > put
                 ):
                     if large:
-                        lane.map[where] = payload
+                        if not apart:
+                            lane.map[where] = payload  # type: ignore[assignment]
                         lane.low = start
                         lane.room = start // ENTRY_BYTES - 1
+                        lane.writer = None
                     put += 1
                     cells[lane.put_at] = put
                     lane.put = put

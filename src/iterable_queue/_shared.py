@@ -89,7 +89,7 @@ from iterable_queue._liveness import (
     runs,
     try_hold,
 )
-from iterable_queue._pickling import pickling, plain_types, spawning_popen
+from iterable_queue._pickling import pickling, pickling_apart, plain_types, spawning_popen
 from iterable_queue._runtime import is_lock_busy
 from iterable_queue._shared_runtime import SharedRuntime, private
 
@@ -160,6 +160,7 @@ class SharedCore(Core):
         """When the lock was first found so, if it was without a gap since."""
         self._leases = _Leases(address.path, self.ledger.head, self.ledger.hands)
         self.dumps, self.loads = pickling(address.package)
+        self.dumps_apart = pickling_apart(address.package)
         self.plain = plain_types(address.package)
         install_exit_hooks(address.package)
         _forks.track(self)  # now that it is whole

@@ -67,6 +67,7 @@ from iterable_queue._cells import (
     TAKEN,
     WAIT_ROOM,
     WORKERS,
+    WRITABLE,
 )
 from iterable_queue._channel import (
     EMPTY,
@@ -79,7 +80,7 @@ from iterable_queue._channel import (
 from iterable_queue._errors import REMOVED_BY_OTHERS, ChannelBroken, WouldDeadlock
 
 if TYPE_CHECKING:
-    from iterable_queue._channel import Hand
+    from iterable_queue._channel import Hand, Parts
     from iterable_queue._ledger import Ledger
     from iterable_queue._runtime import Cells
 
@@ -129,6 +130,8 @@ ENTRY: Final = ENTRY_BYTES // 8
 FIRST_SIZE: Final = 1 << 16
 LARGEST_SIZE: Final = 1 << 22
 """Segments grow from the one to the other, in bytes; a larger record gets one of its own size."""
+KEPT_SIZE: Final = 1 << 24
+"""One that was read is written again, unless it is larger than this: then its memory is let go."""
 KEPT: Final = 3
 """Segments of a lane that a process keeps mapped."""
 
@@ -234,7 +237,7 @@ class Lane:
         self.successor: Lane | None = None
         self.writer: object = None
         self.head: Cells
-        self.dumps: Callable[[Any], bytes]
+        self.dumps: Callable[[Any], bytes | Parts]
         self.plain: frozenset[type] = frozenset()
         self.lock = threading.RLock()
         self.busy = False
@@ -968,7 +971,7 @@ class LogChannel:
             segment = self._segment(base, file)
             # First: a file that is not looked at again is lost until the end, no more.
             cells[base + OLDEST] = segment.cells[FOLLOWED] - 1
-            if cells[base + SPARE] or segment.size > LARGEST_SIZE:
+            if cells[base + SPARE] or segment.size > KEPT_SIZE:
                 self._forget(base, file)
             else:
                 cells[base + SPARE] = file + 1
@@ -1010,13 +1013,15 @@ class LogChannel:
         head[ROLL] = 2
         return payload, tag
 
-    def _record(self, segment: Segment, at: int) -> tuple[bytes, int, int]:
+    def _record(self, segment: Segment, at: int) -> tuple[bytes | bytearray, int, int]:
         """The payload of that record, its tag, and when it was put."""
         start, stamp, tag, small = unpack_entry(segment.map, ENTRY_BYTES * (at + 1))
         if start < 0:
             return small[:~start], tag, stamp
-        length = segment.cells[ENTRY * (at + 1) + LENGTH]
-        return segment.map[start : start + length], tag, stamp
+        end = start + segment.cells[ENTRY * (at + 1) + LENGTH]
+        if tag & WRITABLE:
+            return bytearray(memoryview(segment.map)[start:end]), tag, stamp
+        return segment.map[start:end], tag, stamp
 
     def _count(self, segment: Segment, at: int) -> int:
         """How many items that record holds."""
@@ -1130,7 +1135,7 @@ class LogChannel:
 
     def _read(
         self, segment: Segment, at: int, limit: int, until: int
-    ) -> tuple[list[bytes], bytes, bool]:
+    ) -> tuple[list[bytes | bytearray], bytes, bool]:
         """The payloads, last one first, and the entries, of up to *limit* records from *at* on.
 
         And whether these are the items themselves. Those put after *until* are left, but the first
@@ -1146,7 +1151,7 @@ class LogChannel:
         starts: list[int] = cells[first : first + ENTRY * limit : ENTRY].tolist()
         limit = len(starts)
         entries = segment.map[8 * first : 8 * first + ENTRY_BYTES * limit]
-        payloads: list[bytes]
+        payloads: list[bytes | bytearray]
         if max(starts) < 0:
             while limit > 1 and cells[first + ENTRY * (limit - 1) + STAMPED] > until:
                 limit -= 1
@@ -1159,15 +1164,21 @@ class LogChannel:
         payloads = []
         size = 0
         for index in range(at, at + limit):
-            if payloads and self._count(segment, index) > 1:
-                break
-            payload, tag, stamp = self._record(segment, index)
-            size += len(payload)
-            if payloads and (tag & RAW or size > CLAIM_BYTES or stamp > until):
-                break
+            if payloads:
+                size += cells[first + LENGTH] if cells[first] >= 0 else INLINE
+                if (
+                    size > CLAIM_BYTES
+                    or cells[first + TAG] & RAW
+                    or cells[first + STAMPED] > until
+                    or self._count(segment, index) > 1
+                ):
+                    break
+            payload, tag, _ = self._record(segment, index)
             payloads += (payload,)
             if tag & RAW:
                 return payloads, entries, True
+            size = size or len(payload)
+            first += ENTRY
         payloads.reverse()
         return payloads, entries, False
 
@@ -1374,7 +1385,7 @@ class LogChannel:
         return segment
 
     def _keep(self, base: int, segment: Segment) -> None:
-        if segment.size > LARGEST_SIZE:
+        if segment.size > KEPT_SIZE:
             return  # its memory shall go with its file
         kept = self._kept.setdefault(base, {})
         for old in list(kept)[: len(kept) + 1 - KEPT]:  # another thread may keep one just now
