@@ -422,8 +422,8 @@ def test_a_workers_clone_outlives_it(any_stage: Stage) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_bounded_queue_of_workers_walks_a_tree(any_stage: Stage, workers: int) -> None:
-    """100,000 nodes through a queue of one."""
-    size = 100_000
+    """20,000 nodes through a queue of one."""
+    size = 20_000
     iq = any_stage.queue(maxsize=1)
     crew = [any_stage.cast(iq.get_worker()) for _ in range(workers)]
     root = any_stage.cast(iq.get_producer())

@@ -119,7 +119,7 @@ SCRIPTS: dict[str, Callable[[Any, int], None]] = {
     "manage": _manage,
 }
 
-STRIDES = {"produce": 23, "consume": 31, "work": 61, "manage": 191}
+STRIDES = {"produce": 41, "consume": 53, "work": 113, "manage": 353}
 
 
 def _one_kill(script: str, line: int) -> str:

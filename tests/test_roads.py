@@ -247,7 +247,7 @@ def test_it_travels_by_plain_fork() -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_producer_for_each_of_many_tasks(context: Context, workers: int) -> None:
     """Slots and files are used again: nothing grows with the number of tasks."""
-    tasks = 2000 if workers == 1 else 200
+    tasks = 500 if workers == 1 else 100
     iq = IterableQueue[int](context=context)
     directory = Path(core_of(iq).address.path)
     with ProcessPoolExecutor(workers, mp_context=context) as executor:
