@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import queue
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -81,7 +83,7 @@ def test_these_are_all() -> None:
 def test_they_have_one_base(cls: type[Exception]) -> None:
     assert issubclass(cls, IterableQueueError)
     assert cls.__doc__
-    assert cls.__module__.startswith("iterable_queue")
+    assert cls.__module__ == "iterable_queue", "tracebacks show by what name to import it"
 
 
 def test_empty_and_full_are_the_standard_librarys() -> None:
@@ -147,6 +149,30 @@ def test_they_travel_twice() -> None:
     error.__cause__ = raised(lambda: 1 // int("0"))
     cause = there_and_back(there_and_back(error)).__cause__
     assert type(cause) is ZeroDivisionError
+    assert str(cause.__cause__).count("raised(lambda: 1 // int") == 1
+
+
+def test_a_traceback_shows_the_other_process_first() -> None:
+    iq = IterableQueue[int]()
+    out = iq.get_producer()
+    source = iq.get_consumer()
+    out.fail(raised(lambda: 1 // int("0")))
+    iq.close()
+    text = "".join(traceback.format_exception(raised(source.get)))
+    order = [
+        f'iterable_queue.RemoteTraceback: \n"""\nIn process {os.getpid()}:\nTraceback',
+        'out.fail(raised(lambda: 1 // int("0")))',
+        "ZeroDivisionError: ",
+        '"""\n\nThe above exception was the direct cause of the following exception:\n\n',
+        "ZeroDivisionError: ",
+        "\n\nThe above exception was the direct cause of the following exception:\n\nTraceback",
+        "iterable_queue.ProducerFailed: a producer failed: ZeroDivisionError(",
+    ]
+    at = 0
+    for part in order:
+        assert part in text[at:], text
+        at = text.index(part, at) + len(part)
+    assert text.count("Traceback (most recent call last)") == 2
 
 
 @ours

@@ -9,11 +9,19 @@ The four names at the end are those of release 1.x, kept for code that catches t
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 
 class IterableQueueError(Exception):
     """The base of all errors that this library defines."""
+
+    __module__ = "iterable_queue"
+
+    def __init_subclass__(cls) -> None:
+        # So that tracebacks call them by the name by which one imports them.
+        if cls.__module__ == __name__:
+            cls.__module__ = "iterable_queue"
 
     def __reduce__(self) -> tuple[Any, ...]:
         # BaseException's own __reduce__ drops the cause, which is half of what a reader needs.
@@ -114,6 +122,8 @@ REMOVED_BY_OTHERS = (
 class RemoteTraceback(Exception):
     """The traceback of an error in another process, as text: the cause of its copy here."""
 
+    __module__ = "iterable_queue"
+
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.text = text
@@ -124,6 +134,8 @@ class RemoteTraceback(Exception):
 
 class RemoteError(Exception):
     """Stands for an error of another process that could not be pickled: its type and text."""
+
+    __module__ = "iterable_queue"
 
 
 # Names of release 1.x.
@@ -156,7 +168,11 @@ def pack_error(error: BaseException) -> PackedError:
     except Exception:
         pickled = None
     text = "".join(traceback.format_exception_only(error)).strip()
-    trace = "" if error.__traceback__ is None else "".join(traceback.format_exception(error))
+    trace = ""
+    if error.__traceback__ is not None:
+        trace = f"In process {os.getpid()}:\n{''.join(traceback.format_exception(error))}"
+    elif isinstance(error.__cause__, RemoteTraceback):
+        trace = error.__cause__.text  # on its way on, without having been raised here
     return pickled, text, trace
 
 
