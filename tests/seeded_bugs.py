@@ -390,7 +390,7 @@ BUGS = [
     Bug(
         "Done while a consumer that may be killed has an item in hand",
         LEDGER,
-        "        return not head[REDELIVER] or self.in_hand() == 0",
+        "        return not head[REDELIVER] or self.in_hand(fold=fold) == 0",
         "        return True",
         "killed consumer, redelivery",
     ),

@@ -875,7 +875,7 @@ def test_a_block_closes_its_endpoint(make: Make, kind: str) -> None:
     with endpoint(queue, kind) as thing:
         assert not thing.closed
     assert thing.closed
-    assert repr(thing) == f"<{kind} 1 (closed)>"
+    assert repr(thing) == f"<{kind} 1, closed>"
     thing.close()
     with thing.__class__(*clone_parts(queue, kind)) as other:
         other.close()
@@ -985,7 +985,7 @@ def test_after_close_each_call_says_so(make: Make, kind: str, maxsize: int) -> N
     others = ProducerClosed if kind == "producer" else ConsumerClosed
     for closed, calls in ((ProducerClosed, puts), (ConsumerClosed, gets), (others, look)):
         for call in calls:
-            with pytest.raises(closed, match=f"<{kind} 1 .closed.> is closed; get another one"):
+            with pytest.raises(closed, match=f"^{kind} 1 is closed; get another one"):
                 call()
 
 
@@ -1025,7 +1025,7 @@ def test_a_clone_counts_by_itself(make: Make, kind: str) -> None:
     other = thing.clone()
     assert type(other) is type(thing)
     assert (thing.number, other.number) == (1, 2)
-    assert repr(other) == f"<{kind} 2>"
+    assert repr(other).startswith(f"<{kind} 2 ")
     thing.close()
     assert not other.closed
     assert queue.statistics().state == "closed" or kind == "consumer"
@@ -1035,7 +1035,7 @@ def test_a_clone_counts_by_itself(make: Make, kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_used_can_not_be_pickled(kind: str) -> None:
     thing = endpoint(IterableQueue[int](), kind)
-    with thing, pytest.raises(TypeError, match=rf"<{kind} 1> has been used in .*clone\(\)"):
+    with thing, pytest.raises(TypeError, match=rf"^{kind} 1 has been used in .*clone\(\)"):
         pickle.dumps(thing)
 
 

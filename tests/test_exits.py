@@ -117,6 +117,8 @@ if __name__ == "__main__":
 class Leaver:
     """As much of a core as an exit has to do with."""
 
+    leaks = None
+
     def __init__(self) -> None:
         self.left: list[tuple[str, BaseException | None]] = []
 
@@ -186,6 +188,8 @@ def test_an_error_that_the_interpreter_printed(
 
 class Torn:
     """One that is interrupted while it is left."""
+
+    leaks = None
 
     def __init__(self, error: BaseException) -> None:
         self._error = error

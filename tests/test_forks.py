@@ -35,6 +35,8 @@ def run_python(code: str) -> str:
 class Told:
     """As much of a core as a fork has to do with: writes down what it is told."""
 
+    leaks = None
+
     def __init__(self, error: type[Exception] | None = None) -> None:
         self.log: list[object] = []
         self.error = error

@@ -13,6 +13,7 @@ import os
 import pickle
 import queue
 import re
+import shutil
 import sys
 import threading
 import time
@@ -26,6 +27,7 @@ import pytest
 
 from iterable_queue import (
     Cancelled,
+    ChannelBroken,
     ConsumerClosed,
     ConsumersGone,
     Done,
@@ -42,7 +44,7 @@ from iterable_queue import (
 from iterable_queue._cells import MOST_DELIVERIES, REDELIVER, TRIES_SHIFT
 from tests import actors
 from tests.actors import Stage
-from tests.conftest import Processes, wait_until
+from tests.conftest import FORKS, Processes, wait_until
 
 PATIENCE_S = 20.0
 
@@ -840,18 +842,114 @@ def test_explain_names_only_the_endpoints_that_are_open(iq: IterableQueue[Any]) 
 # repr
 
 
+def core_of(iq: IterableQueue[Any]) -> Any:
+    return iq._core
+
+
 def test_reprs_say_what_and_which(iq: IterableQueue[Any]) -> None:
+    me = os.getpid()
     out, source, tree = iq.get_producer(), iq.get_consumer(), iq.get_worker()
+    assert repr(out) == f"<producer 1 made by process {me}, open>"
     out.put(1)
-    assert repr(iq) == "<IterableQueue open, 1 queued>"
+    source.get()
+    out.put(2)
+    assert repr(iq) == (
+        f"<IterableQueue open, 1 queued, 1 producer, 1 consumer, 1 worker, made by process {me}>"
+    )
     assert [repr(end) for end in (out, source, tree)] == [
-        "<producer 1>",
-        "<consumer 2>",
-        "<worker 3>",
+        f"<producer 1 of process {me}, open>",
+        f"<consumer 2 of process {me}, open>",
+        f"<worker 3 made by process {me}, open>",
     ]
-    for end in (out, source, tree):
+    others = iq.get_producer(), iq.get_producer()
+    tree.close()
+    assert ", 3 producers, 1 consumer, made by " in repr(iq)
+    for end in (out, source, *others):
         end.close()
-        assert repr(end).endswith(" (closed)>")
+    names = ["<producer 1, closed>", "<consumer 2, closed>", "<worker 3, closed>"]
+    assert [repr(end) for end in (out, source, tree)] == names
+
+
+def test_a_repr_says_how_many_there_may_be(make: Make) -> None:
+    assert " 0 of 7 queued, 0 producers, 0 consumers, " in repr(make(7))
+
+
+def test_a_repr_says_how_many_wait(iq: IterableQueue[Any], stage: Stage) -> None:
+    source = iq.get_consumer()
+    waiting = stage.cast(source).begin(actors.get)
+    wait_for_blocked(iq, consumers=1)
+    assert repr(source).endswith(", open, 1 waiting>")
+    iq.get_producer().put(1)
+    waiting.result()
+    wait_for_blocked(iq)
+    assert repr(source).endswith(", open>")
+
+
+def test_a_repr_needs_no_lock(iq: IterableQueue[Any]) -> None:
+    """A debugger looks while everything stands still."""
+    things = [iq, iq.get_producer(), iq.get_consumer(), iq.get_worker()]
+    said: list[str] = []
+    thread = threading.Thread(target=lambda: said.extend(map(repr, things)))
+    with iq._core.runtime.lock:
+        thread.start()
+        thread.join(PATIENCE_S)
+        assert len(said) == 4
+    assert said == list(map(repr, things))
+
+
+@FORKS
+def test_reprs_in_a_forked_child(processes: Processes) -> None:
+    shared, local = IterableQueue[int](), IterableQueue[int].threaded()
+    things = [shared, shared.get_producer(), local, local.get_consumer()]
+    used = shared.get_consumer()
+    assert shared.empty()
+    reader, writer = os.pipe()
+    parent = os.getpid()
+    with pytest.raises(Empty):
+        used.get_nowait()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, "\n".join(map(repr, [*things, used])).encode())
+        os._exit(0)
+    processes.watch(child)
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        assert file.read().splitlines() == [
+            f"<IterableQueue open, 0 queued, 1 producer, 1 consumer, made by process {parent}>",
+            f"<producer 1 made by process {parent}, open>",
+            f"<IterableQueue for the threads of process {parent}>",
+            f"<consumer 1, for the threads of process {parent}>",
+            f"<consumer 2 of process {parent}, open>",
+        ]
+    os.waitpid(child, 0)
+
+
+def test_reprs_of_a_queue_whose_files_were_removed() -> None:
+    iq = IterableQueue[int]()
+    out, source = iq.get_producer(), iq.get_consumer()
+    out.put(1)
+    shutil.rmtree(core_of(iq).address.path)
+    assert repr(iq).startswith("<IterableQueue open, 1 queued, ")
+    with pytest.raises(ChannelBroken):
+        iq.statistics()
+    assert repr(iq).startswith("<IterableQueue broken, 1 queued, ")
+    assert repr(out) == f"<producer 1 of process {os.getpid()}, open>"
+    assert repr(source).startswith("<consumer 2 ")
+
+
+def test_a_repr_is_kept_from_nothing(
+    iq: IterableQueue[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = iq.get_producer()
+
+    def fail(*args: object, **kwargs: object) -> NoReturn:
+        raise IndexError
+
+    monkeypatch.setattr(iq._core.ledger.__class__, "is_open", fail)
+    monkeypatch.setattr(iq._core.ledger.__class__, "state_name", fail)
+    assert repr(out) == "<producer 1, out of reach>"
+    assert repr(iq) == f"<IterableQueue out of reach, made by process {os.getpid()}>"
+    monkeypatch.undo()
 
 
 # put

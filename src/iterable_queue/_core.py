@@ -12,6 +12,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 from weakref import WeakSet
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from iterable_queue._channel import Parts
     from iterable_queue._channels.log import LogChannel
     from iterable_queue._endpoints import Endpoint
+    from iterable_queue._leaks import Leaks
     from iterable_queue._runtime import Runtime
 
 P = ParamSpec("P")
@@ -55,13 +57,18 @@ _USERS: Final = tuple(f"{_PACKAGE}.testing.{name}" for name in ("_promises", "_a
 """Modules of this package that play its user."""
 
 
+def is_ours(frame: FrameType) -> bool:
+    """Whether the code of *frame* is of this package, and not one that plays its user."""
+    name = frame.f_globals.get("__name__", "")
+    return name.partition(".")[0] == _PACKAGE and not name.startswith(_USERS)
+
+
 def user_line() -> str:
     """The line of user code that called into this package, as `file:line`."""
     frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
     while frame.f_back is not None:
-        name = frame.f_globals.get("__name__", "")
-        ours = name.partition(".")[0] == _PACKAGE and not name.startswith(_USERS)
-        if not ours and name != "typing":  # `IterableQueue[int]()` is called by typing
+        # `IterableQueue[int]()` is called by typing.
+        if not is_ours(frame) and frame.f_globals.get("__name__") != "typing":
             break
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
@@ -191,6 +198,8 @@ class Core:
     """For threads: what `watch` calls."""
     endpoint_set: Callable[[], Any] = WeakSet
     """Makes what `endpoints` is."""
+    leaks: Leaks | None = None
+    """In Python's development mode, what tells of endpoints that were dropped without a close."""
     queue_slot = 2
     """The slot of the queue itself: the second to be opened, after that of its maker's process."""
 
@@ -203,6 +212,10 @@ class Core:
         self.endpoints: WeakSet[Endpoint] = self.endpoint_set()
         self._pid = os.getpid()
         self._dropped: deque[tuple[int, int]] = deque()
+        if sys.flags.dev_mode:
+            from iterable_queue._leaks import LEAKS
+
+            self.leaks = LEAKS
 
     # -- the lock --------------------------------------------------------------------------------
 
@@ -516,6 +529,47 @@ class Core:
         """How messages call the process in that slot; empty where `pid_of` is 0."""
         pid = self.pid_of(process)
         return f"pid {pid}" if pid else ""
+
+    # -- for people ------------------------------------------------------------------------------
+
+    # Without the lock, since they are called wherever something is printed, by a debugger or a
+    # signal handler too. So what they say may be of two moments; and they raise what they come
+    # upon where cells are out of reach.
+
+    def whose(self, slot: int, number: int) -> tuple[str | None, int]:
+        """Whose an endpoint is, as its `repr` says it, and how many threads wait in its calls.
+
+        None: it is open no more.
+        """
+        ledger = self.ledger
+        if not ledger.is_open(slot, number):
+            return None, 0
+        view = ledger.view(slot)
+        pid = self.pid_of(view.owner or view.maker)
+        how = "of" if view.owner else "made by"
+        return (f" {how} process {pid}" if pid else ""), view.blocked
+
+    def describe(self) -> str:
+        """State and counts, as the queue's `repr` has them."""
+        ledger = self.ledger
+        head = ledger.head
+        most = f" of {head[cells_.MAXSIZE]}" if head[cells_.MAXSIZE] else ""
+        parts = [ledger.state_name(fold=False), f"{ledger.channel.size()}{most} queued"]
+        parts += [
+            f"{head[cell]} {what}{'' if head[cell] == 1 else 's'}"
+            for cell, what in (
+                (cells_.PRODUCERS, "producer"),
+                (cells_.CONSUMERS, "consumer"),
+                (cells_.WORKERS, "worker"),
+            )
+            if head[cell] or cell != cells_.WORKERS
+        ]
+        return ", ".join(parts)
+
+    @property
+    def maker_pid(self) -> int:
+        """The pid of the process that made the queue."""
+        return self._pid
 
     # -- where things are ------------------------------------------------------------------------
 

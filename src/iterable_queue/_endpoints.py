@@ -179,7 +179,7 @@ class Endpoint:
         self._core.check_here()
         if self._closed:
             raise (closed or self.closed_error)(
-                f"{self!r} is closed; get another one from the queue"
+                f"{self._name} is closed; get another one from the queue"
             )
 
     def _use_locked(self) -> None:
@@ -349,14 +349,14 @@ class Endpoint:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._lost is not None:
-            raise TypeError(f"{self!r} can't be pickled: {self._lost}")
+            raise TypeError(f"{self._name} can't be pickled: {self._lost}")
         if self._ready:
-            raise stays_here(repr(self))
+            raise stays_here(self._name)
         self._check_open()
         return self._core.reduce(self, self.slot, self.number)
 
     def __copy__(self) -> NoReturn:
-        raise TypeError(f"{self!r} can't be copied, it would count twice; use clone()")
+        raise TypeError(f"{self._name} can't be copied, it would count twice; use clone()")
 
     def __deepcopy__(self, memo: object) -> NoReturn:
         self.__copy__()
@@ -364,10 +364,31 @@ class Endpoint:
     def __del__(self) -> None:
         core: Core | None = getattr(self, "_core", None)
         if core is not None and not self._closed and self._lost is None and not core.elsewhere:
+            if core.leaks is None:
+                core.drop(self.slot, self.number)
+                return
+            core.leaks.dropped(core, self.slot, self.number)
             core.drop(self.slot, self.number)
+            core.leaks.tell_after_drop()
+
+    @property
+    def _name(self) -> str:
+        """How messages call it."""
+        return f"{KIND_NAMES[self.kind]} {self.number}"
 
     def __repr__(self) -> str:
-        return f"<{KIND_NAMES[self.kind]} {self.number}{' (closed)' if self._closed else ''}>"
+        core = self._core
+        if self._lost is not None:
+            return f"<{self._name} (out of reach: {self._lost})>"
+        if core.elsewhere:
+            return f"<{self._name}, for the threads of process {core.maker_pid}>"
+        try:
+            whose, waiting = core.whose(self.slot, self.number)
+        except Exception:  # its file has gone, with cells that this process had not mapped
+            return f"<{self._name}, out of reach>"
+        if self._closed or whose is None:
+            return f"<{self._name}, closed>"
+        return f"<{self._name}{whose}, open{f', {waiting} waiting' if waiting else ''}>"
 
 
 class _Putting(Endpoint, Generic[T]):
@@ -601,7 +622,7 @@ class _Putting(Endpoint, Generic[T]):
 
         def attempt() -> bool:
             if not self._ready:
-                raise ProducerClosed(f"{self!r} was closed while another thread waited in put")
+                raise ProducerClosed(f"{self._name} was closed while another thread waited in put")
             return self._ledger.transact(self._admit, lane)
 
         if deadline is None:
@@ -656,7 +677,7 @@ class _Putting(Endpoint, Generic[T]):
                 self._lane = lane.successor
             lane = lane.successor
         if self._lane is None or lane is None:
-            raise ProducerClosed(f"{self!r} was closed while another thread was in put")
+            raise ProducerClosed(f"{self._name} was closed while another thread was in put")
         return lane
 
     def _refuse(self) -> None:
@@ -665,7 +686,7 @@ class _Putting(Endpoint, Generic[T]):
     def _put_patiently(self, payload: Any, tag: int, deadline: float | None) -> None:
         def attempt() -> bool:
             if not self._ready:
-                raise ProducerClosed(f"{self!r} was closed while another thread waited in put")
+                raise ProducerClosed(f"{self._name} was closed while another thread waited in put")
             return self._ledger.put(self.slot, tag, payload, self._is_worker)
 
         if not self._core.wait(attempt, self._core.runtime.room, deadline, self):
@@ -707,7 +728,9 @@ class _Putting(Endpoint, Generic[T]):
 
         def attempt() -> bool:
             if not self._ready:
-                raise ProducerClosed(f"{self!r} was closed while another thread waited in put_many")
+                raise ProducerClosed(
+                    f"{self._name} was closed while another thread waited in put_many"
+                )
             while payloads:
                 if not self._ledger.put(self.slot, self.number, payloads[0], self._is_worker):
                     return False
@@ -769,7 +792,7 @@ class _Getting(Endpoint, Generic[T]):
             hand = self._new_hand()
         if hand.busy:
             raise WouldDeadlock(
-                f"{self!r}: get was called by what interrupted a get of this thread"
+                f"{self._name}: get was called by what interrupted a get of this thread"
             )
         hand.busy = True
         # What an interrupt keeps from being returned stays in `pending`, for the next call: after
@@ -912,7 +935,7 @@ class _Getting(Endpoint, Generic[T]):
     ) -> None:
         def attempt() -> bool:
             if not self._ready:
-                raise ConsumerClosed(f"{self!r} was closed while another thread waited in get")
+                raise ConsumerClosed(f"{self._name} was closed while another thread waited in get")
             if self._ledger.take(self.slot, hand, limit, many):
                 return True
             verdict = self._ledger.verdict()
@@ -954,7 +977,7 @@ class _Getting(Endpoint, Generic[T]):
         hand = self._new_hand()
         self._end_feed(hand)
         if hand.busy:
-            raise WouldDeadlock(f"{self!r}: get_many was called by what interrupted a get")
+            raise WouldDeadlock(f"{self._name}: get_many was called by what interrupted a get")
         hand.busy = True
         try:
             if not hand.pending:

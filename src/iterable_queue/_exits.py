@@ -102,6 +102,9 @@ def _leave_all() -> None:
     failed: BaseException | None = None
     for core in _forks.tracked():
         try:
+            if core.leaks is not None and how == "returned":
+                core.leaks.left_open(core)
+                core.leaks.tell()
             core.leave(f"was left open when its process {how}", error)
         except BaseException as other:  # a signal's, say: the other queues are to be left as well
             failed = failed or other

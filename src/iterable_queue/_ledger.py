@@ -522,7 +522,7 @@ class Ledger:
 
     # -- what the queue is in for ----------------------------------------------------------------
 
-    def drained(self) -> bool:
+    def drained(self, *, fold: bool = True) -> bool:
         """Nothing is left, and nothing can come any more.
 
         What is in hand may come back where items are redelivered.
@@ -530,15 +530,20 @@ class Ledger:
         head = self.head
         if not head[STATE] & CLOSED or head[PRODUCERS] or head[BUSY] or self.channel.size():
             return False
-        return not head[REDELIVER] or self.in_hand() == 0
+        return not head[REDELIVER] or self.in_hand(fold=fold) == 0
 
     def settled(self) -> bool:
         """Drained, and everything that was taken is finished (or lost)."""
         return self.drained() and self.in_hand() == 0
 
-    def in_hand(self) -> int:
-        """Items handed out and not finished."""
-        self.fold()
+    def in_hand(self, *, fold: bool = True) -> int:
+        """Items handed out and not finished.
+
+        Without *fold* nothing is stored, so that it may be called without the lock; what hands
+        have counted by themselves may then be missing.
+        """
+        if fold:
+            self.fold()
         cells = self.cells
         held = sum(cells[IN_HAND + SLOT_SIZE : self.head[SLOTS] * SLOT_SIZE : SLOT_SIZE])
         if self.claims is not None:
@@ -1019,8 +1024,8 @@ class Ledger:
             if kind != FREE and (not kinds or kind in kinds):
                 yield self.view(slot)
 
-    def state_name(self) -> str:
-        """The state in one word, as `Statistics.state` has it."""
+    def state_name(self, *, fold: bool = True) -> str:
+        """The state in one word, as `Statistics.state` has it. For *fold* see `in_hand`."""
         state = self.head[STATE]
         if state & BROKEN:
             return "broken"
@@ -1028,6 +1033,6 @@ class Ledger:
             return "cancelled"
         if state & ABANDONED:
             return "abandoned"
-        if self.drained():
+        if self.drained(fold=fold):
             return "failed" if self.head[FAILED] else "done"
         return "closed" if state & CLOSED else "open"

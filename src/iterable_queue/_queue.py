@@ -172,9 +172,12 @@ class IterableQueue(Generic[T]):
         """The core, once it is sure that this process may use it."""
         if self._lost is not None:
             raise self._lost
-        self._core.check_here()
-        self._core.register()
-        return self._core
+        core = self._core
+        core.check_here()
+        core.register()
+        if core.leaks is not None:
+            core.leaks.tell()
+        return core
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -288,8 +291,14 @@ class IterableQueue(Generic[T]):
     def __repr__(self) -> str:
         if self._lost is not None:
             return f"<IterableQueue (out of reach: {self._lost})>"
-        ledger = self._core.ledger
-        return f"<IterableQueue {ledger.state_name()}, {ledger.channel.size()} queued>"
+        core = self._core
+        if core.elsewhere:
+            return f"<IterableQueue for the threads of process {core.maker_pid}>"
+        try:
+            described = core.describe()
+        except Exception:  # its file has gone, with cells that this process had not mapped
+            described = "out of reach"
+        return f"<IterableQueue {described}, made by process {core.maker_pid}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._lost is not None:
@@ -300,7 +309,12 @@ class IterableQueue(Generic[T]):
     def __del__(self) -> None:
         core: Core | None = getattr(self, "_core", None)
         if core is not None and self._maker and not core.elsewhere:
+            if core.leaks is None:
+                core.drop(core.queue_slot, 0)
+                return
+            core.leaks.dropped(core, core.queue_slot, 0)
             core.drop(core.queue_slot, 0)
+            core.leaks.tell_after_drop()
 
 
 def new_handle(core: Core, lost: Exception | None) -> IterableQueue[Any]:

@@ -318,6 +318,10 @@ class SharedCore(Core):
         self.ledger.me = slot
         self.ledger.cells[slot * SLOT_SIZE + NUMBER] = os.getpid()
 
+    @property
+    def maker_pid(self) -> int:
+        return int(self.address.path.split("-")[-2])
+
     # -- seeing who has died ---------------------------------------------------------------------
 
     def look(self) -> None:
@@ -524,7 +528,7 @@ class SharedCore(Core):
                 f"get_{KIND_NAMES[kind]}() or clone()"
             )
         if view.flags & USED:
-            raise stays_here(f"<{KIND_NAMES[kind]} {number}>")  # another thread used it, just now
+            raise stays_here(f"{KIND_NAMES[kind]} {number}")  # another thread used it, just now
         base = slot * SLOT_SIZE
         if launch is not None:
             launch.endpoints.append((slot, number))

@@ -330,6 +330,7 @@ class _Core(Core):
 
     def __init__(self, runtime: _Runtime, ledger: _Ledger) -> None:
         super().__init__(runtime, ledger)
+        self.leaks = None
         self.clock = runtime.clock
         self.book = ledger
         self._waits: tuple[_endpoints.Endpoint | None, float | None] = (None, None)

@@ -503,6 +503,7 @@ class SimulatedCore(Core):
 
     def __init__(self, shared: SharedQueue, actor: Actor) -> None:
         super().__init__(shared.runtime, SimulatedLedger(shared.runtime, shared.channel))
+        self.leaks = None
         self.actor = actor
         self.shared = shared
         self._schedule = shared.schedule
@@ -532,6 +533,14 @@ class SimulatedCore(Core):
         if actor is None:
             return "a process that has ended"
         return f"actor {actor.name}" if actor.index else actor.name
+
+    def whose(self, slot: int, number: int) -> tuple[str | None, int]:
+        """Nothing that would have to be read: that might be a point of the schedule."""
+        return f" of {self.actor.name}", 0
+
+    def describe(self) -> str:
+        """Likewise."""
+        return "explored"
 
     def is_alive(self, process: int) -> bool:
         actor = self.shared.processes.get(process)

@@ -9,7 +9,7 @@ from functools import partial
 from types import CoroutineType, GeneratorType
 from typing import Any, Literal, TypeVar, cast
 
-from iterable_queue._cells import FLAGS, HANDLE, QUEUE, SLOT_SIZE, USED
+from iterable_queue._cells import FLAGS, HANDLE, KIND_NAMES, QUEUE, SLOT_SIZE, USED
 from iterable_queue._core import check_bool, check_callable, check_exception, check_options
 from iterable_queue._endpoints import Endpoint
 from iterable_queue._errors import EndpointElsewhere
@@ -257,14 +257,15 @@ def _nothing() -> None:
 
 def _assign(core: SimulatedCore, endpoint: Endpoint, process: int) -> None:
     ledger = core.ledger
+    name = f"{KIND_NAMES[endpoint.kind]} {endpoint.number}"
     if not ledger.is_open(endpoint.slot, endpoint.number) or not core.has(endpoint.slot):
         raise EndpointElsewhere(
-            f"{endpoint!r} is closed, or was given to another actor; make one for each, by "
+            f"{name} is closed, or was given to another actor; make one for each, by "
             "get_...() or clone()"
         )
     if ledger.cells[endpoint.slot * SLOT_SIZE + FLAGS] & USED:
         raise TypeError(
-            f"{endpoint!r} has been used by the scenario and stays with it; pass a clone() of it"
+            f"{name} has been used by the scenario and stays with it; pass a clone() of it"
         )
     ledger.assign(endpoint.slot, process)
 
