@@ -27,15 +27,19 @@ import os
 import signal
 import stat
 import sys
+import threading
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
-from typing import BinaryIO, Literal, NamedTuple, TextIO, TypeVarTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, NoReturn, TextIO, TypeVarTuple
 
 from iterable_queue import Consumer, IterableQueue, IterableQueueError, Producer, Worker
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 BACKLOG = 1_000
 """Items that may wait between two stages, so that memory stays small on any tree."""
@@ -199,7 +203,10 @@ class Summary:
 
 
 class Display:
-    """Messages on stderr and, if that is a terminal, one line of progress that rewrites itself."""
+    """Messages on stderr and, if that is a terminal, progress: tqdm's bar, or one line without it.
+
+    The bar's end moves away while directories are still being listed.
+    """
 
     INTERVAL_S = 0.1
 
@@ -207,17 +214,50 @@ class Display:
         self._stream = stream
         self._live = stream.isatty()
         self._due = 0.0
+        self._bar: tqdm[NoReturn] | None = None
+        self._has_tqdm = True
+        """As far as is known: it is imported when it is needed, and in this process alone."""
 
-    def progress(self, text: Callable[[], str]) -> None:
-        """Show progress; `text` is only called when it is time for a new one."""
-        if self._live and time.monotonic() >= self._due:
-            self._due = time.monotonic() + self.INTERVAL_S
-            self._write(f"\r{text()}\x1b[K")
+    def starting(self) -> None:
+        if self._live:
+            self._write("\rstarting\x1b[K")
+
+    def progress(self, hashed: int, waiting: Callable[[], int]) -> None:
+        """Show progress; `waiting` is only called when it is time for something new."""
+        if not self._live or time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + self.INTERVAL_S
+        if self._bar is None and self._has_tqdm:
+            self._open_bar()
+        if self._bar is None:
+            self._write(f"\r{hashed:,} hashed, {waiting():,} waiting\x1b[K")
+        else:
+            self._bar.total = hashed + waiting()
+            self._bar.n = hashed
+            self._bar.refresh()
+
+    def _open_bar(self) -> None:
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            self._has_tqdm = False
+            return
+        cls: Any = tqdm
+        cls.monitor_interval = 0  # no thread
+        cls.set_lock(threading.RLock())  # nobody draws but this process
+        self._write("\r\x1b[K")
+        self._bar = tqdm(file=self._stream, unit=" files", leave=False)
 
     def message(self, text: str) -> None:
         clear = "\r\x1b[K" if self._live else ""
         self._write(f"{clear}hash_tree: {text}\n")
         self._due = 0.0
+
+    def close(self) -> None:
+        """Wipe the bar away, if there is one."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
     def _write(self, text: str) -> None:
         self._stream.write(text)
@@ -314,7 +354,7 @@ def hash_tree(
 ) -> Summary:
     """Write a line for each file below `root`; raise whatever kept the result from being whole."""
     summary = Summary()
-    display.progress(lambda: "starting")
+    display.starting()
     status = os.fstat(out.fileno())
     own_output = (status.st_dev, status.st_ino)
     processes: list[BaseProcess] = []
@@ -344,7 +384,7 @@ def hash_tree(
                     out.write(sha256sum_line(record))
                 elif isinstance(record, Problem):
                     display.message(f"{for_people(record.path)}: {record.text}")
-                display.progress(lambda: f"{summary.files:,} hashed, {files.qsize():,} waiting")
+                display.progress(summary.files, files.qsize)
         for process in processes:
             process.join()
             if process.exitcode:
@@ -352,6 +392,7 @@ def hash_tree(
     finally:
         # If an exception has brought us here, the ``with`` has cancelled the queues for it.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        display.close()
         end(processes)
     return summary
 

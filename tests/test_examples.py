@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import pty
@@ -12,10 +13,12 @@ import runpy
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import termios
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -539,6 +542,7 @@ class Terminal:
 
     def __init__(self) -> None:
         self._master, self.slave = pty.openpty()
+        fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
         os.set_blocking(self._master, False)
         self._text = b""
 
@@ -569,14 +573,29 @@ def on_screen(text: str) -> list[str]:
     return lines
 
 
-def test_progress_on_a_terminal(nasty: Path, terminal: Terminal) -> None:
-    with Program(*python(HASH_TREE, "."), cwd=nasty, stderr=terminal.slave) as program:
+WITHOUT_TQDM = (
+    "import runpy, sys; sys.modules['tqdm'] = None; "
+    "sys.argv[:] = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+
+
+@pytest.mark.parametrize("has_tqdm", [True, False], ids=["tqdm", "no tqdm"])
+def test_progress_on_a_terminal(nasty: Path, terminal: Terminal, has_tqdm: bool) -> None:
+    command = python(HASH_TREE, ".")
+    if has_tqdm:
+        pytest.importorskip("tqdm")
+    else:
+        command = sys.executable, "-c", WITHOUT_TQDM, HASH_TREE, ".", "--start-method", "fork"
+    with Program(*command, cwd=nasty, stderr=terminal.slave) as program:
         wait_until(lambda: "dangling: 3" in terminal.text(), "the summary")
         assert program.wait() == 0
         assert sorted_lines(program.out) == sha256sum_of(".", cwd=nasty)
     text = terminal.text()
     assert text.startswith("\rstarting\x1b[K\r")
-    assert re.search(r"\r[\d,]+ hashed, [\d,]+ waiting\x1b\[K\r", text)
+    shown = r"\r[\d,]+ hashed, [\d,]+ waiting\x1b\[K\r"
+    if has_tqdm:
+        shown = r"\r *\d+%.*\d+/\d+ \[.* files/s\]"
+    assert re.search(shown, text), text
     *notes, summary, nothing = on_screen(text)
     assert all(note.endswith(": Dangling symbolic link") for note in notes)
     assert len(notes) == 3
