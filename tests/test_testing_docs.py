@@ -1,4 +1,4 @@
-"""What the docs say of `iterable_queue.testing`, held to its word: programs are run and typed.
+"""What the docs say of `iterable_queue.testing`, and of debugging, is run and typed.
 
 A program's tests are called, and what it prints is compared with the block of text behind it.
 """
@@ -14,7 +14,7 @@ import pytest
 from tests.test_readme import Block, fenced_blocks, run
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs").glob("testing*.md"))
+PAGES = [*sorted((ROOT / "docs").glob("testing*.md")), ROOT / "docs" / "debugging.md"]
 CALL_TESTS = (
     "import runpy, sys; names = runpy.run_path(sys.argv[1]); "
     "[call() for name, call in names.items() if name.startswith('test_')]"
@@ -41,7 +41,8 @@ PROGRAMS = [
 
 def steady(printed: str) -> str:
     """Without what differs from run to run."""
-    return re.sub(r"\(pid \d+\)", "(pid 1234)", re.sub(r"made at \S+/", "made at ", printed))
+    printed = re.sub(r"\b(pid|process) \d+", r"\1 1234", printed)
+    return re.sub(r"made at \S+/", "made at ", printed)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
