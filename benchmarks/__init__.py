@@ -21,5 +21,6 @@ How a figure comes about:
 
 Modules: ``_rows`` (what is measured, and the bars), ``_harness`` (rounds), ``_cell`` (one
 measurement), ``_crew`` (the workers of a cell), ``_sides`` (what a side is), ``_ours`` and
-``_peers`` (the sides), ``_imports`` (the cost of an import), ``_table`` (the output).
+``_peers`` (the sides), ``_imports`` (the cost of an import), ``_table`` (the output), ``plot`` (a
+picture of it).
 """

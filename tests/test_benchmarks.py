@@ -14,10 +14,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import _cell
+from benchmarks import _cell, plot
 from benchmarks._crew import Body, Crew, Gate, Hang, ProcessCrew, Report, WorkerFailed
 from benchmarks._harness import Samples
 from benchmarks._job import Job
@@ -183,3 +184,88 @@ def test_the_table_shows_medians_worst_ratios_and_failures() -> None:
     ]
     failed = replace(lines[0], ours=replace(ours, failures=["round 1: WRONG: 1 item of 2"]))
     assert failed.met is False
+
+
+# The picture
+
+
+def document(*lines: tuple[str, str | None, str, float | None, float | None]) -> dict[str, Any]:
+    return {
+        "machine": {
+            "python": "3.11.7",
+            "implementation": "CPython",
+            "platform": "linux",
+            "machine": "x86_64",
+            "processors": 2,
+        },
+        "rounds": 5,
+        "rows": [
+            {
+                "key": work.split()[0],
+                "lines": [
+                    {
+                        "work": work,
+                        "beside": beside,
+                        "unit": unit,
+                        "ratio": ratio,
+                        "worst_ratio": worst,
+                    }
+                ],
+            }
+            for work, beside, unit, ratio, worst in lines
+        ],
+    }
+
+
+FIGURES = document(
+    ("fast <work>", "slow & old", "items/s", 8.0, 4.0),
+    ("latency", "slow & old", "µs", 0.5, 0.8),
+    ("lost", "quick", "items/s", 0.25, 0.2),
+    ("to itself", "ours, 64 producers", "times", 1.5, 1.9),
+    ("import", None, "ms", 3.0, 3.0),
+    ("failed", "absent", "items/s", None, None),
+)
+
+
+def test_a_bar_says_how_many_times_as_fast() -> None:
+    found = plot.bars(FIGURES)
+    assert found == {
+        "fast <work>": [plot.Bar("slow & old", 8.0, 4.0)],
+        "latency": [plot.Bar("slow & old", 2.0, 1.25)],  # half the time is twice as fast
+        "lost": [plot.Bar("quick", 0.25, 0.2)],
+    }
+    assert list(plot.bars(FIGURES, ["lost"])) == ["lost"]
+
+
+def test_the_picture_is_to_scale(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(FIGURES))
+    assert plot.main([str(tmp_path / "results.json"), "-o", str(tmp_path / "ratios.svg")]) == 0
+    svg = "{http://www.w3.org/2000/svg}"
+    root = ElementTree.parse(tmp_path / "ratios.svg").getroot()
+    more = [
+        float(bar.attrib["width"]) for bar in root.iter(f"{svg}rect") if bar.get("class") == "more"
+    ]
+    (less,) = (bar for bar in root.iter(f"{svg}rect") if bar.get("class") == "less")
+    assert abs(more[0] - 3 * more[1]) < 0.2  # 8 is 2 times 2 times 2
+    assert abs(float(less.attrib["width"]) - 2 * more[1]) < 0.2
+    (one,) = (line for line in root.iter(f"{svg}line") if line.get("class") == "one")
+    end = float(less.attrib["x"]) + float(less.attrib["width"])
+    assert abs(end - float(one.attrib["x1"])) < 0.2
+    texts = [text.text for text in root.iter(f"{svg}text")]
+    assert {
+        "slow & old",
+        "fast <work>",
+        *(f"{n}\N{MULTIPLICATION SIGN}" for n in ("8.0", "2.0", "0.25")),
+    } <= set(texts)
+    assert "prefers-color-scheme: dark" in (root.findtext(f"{svg}style") or "")
+    rightmost = max(
+        float(r.attrib["x"]) + float(r.attrib["width"]) for r in root.iter(f"{svg}rect")
+    )
+    assert rightmost <= float(root.attrib["width"])
+
+
+def test_nothing_to_draw_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(document()))
+    assert plot.main([str(tmp_path / "results.json"), "-o", str(tmp_path / "ratios.svg")]) == 2
+    assert "no ratio" in capsys.readouterr().err
+    assert not (tmp_path / "ratios.svg").exists()
