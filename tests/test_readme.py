@@ -65,12 +65,19 @@ def saved(program: Block, folder: Path) -> Path:
     return path
 
 
-def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run(*command: str, cwd: Path, timeout: float = 40) -> subprocess.CompletedProcess[str]:
     sources = str(Path(iterable_queue.__file__).parents[1])
     # Unbuffered, a `print` would be two writes, and those of several processes would mix.
     environment = {**os.environ, "PYTHONPATH": sources, "PYTHONUNBUFFERED": ""}
     return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=40, check=False
+        command,
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
 
 

@@ -280,7 +280,7 @@ def excerpts() -> Iterator[Any]:
     for section in SECTIONS:
         title = section.splitlines()[0]
         for block in fenced_blocks(section):
-            if block.language == "python":
+            if block.language == "py":
                 yield pytest.param(section, block, id=f"{title}, line {block.line}")
 
 
