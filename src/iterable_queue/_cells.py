@@ -38,7 +38,10 @@ REDELIVER: Final = 24  # times that an item is handed out at most if its takers 
 LOCKLESS: Final = 27  # 1: producers put and consumers take without the lock (see `_channels.log`)
 WATCHED: Final = 26  # above 0: somebody is told of each endpoint made (see `Core.watch`)
 ROLL: Final = 32  # above 0: the channel has a plan to be rolled forward (see `_channels.log`)
-CHANNEL: Final = 33  # from here on the cells are the channel's
+LOOP_ITEM: Final = 33  # of those in WAIT_ITEM, coroutines, which event loops wake (`Fifo`)
+LOOP_ROOM: Final = 34  # likewise, of those in WAIT_ROOM
+LOOP_END: Final = 35  # likewise, of those in WAIT_END
+CHANNEL: Final = 36  # from here on the cells are the channel's
 HEAD_SIZE: Final = 64
 
 # Bits of STATE.

@@ -10,7 +10,7 @@ import math
 import os
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
@@ -41,11 +41,12 @@ from iterable_queue._ledger import Ledger
 from iterable_queue._runtime import SLICE_S, Condition, is_lock_busy
 
 if TYPE_CHECKING:
+    from iterable_queue._aio import Desk
     from iterable_queue._channel import Parts
     from iterable_queue._channels.log import LogChannel
     from iterable_queue._endpoints import Endpoint
     from iterable_queue._leaks import Leaks
-    from iterable_queue._runtime import Runtime
+    from iterable_queue._runtime import Lock, Runtime
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -94,7 +95,7 @@ def _patience(timeout: float | None) -> float:
     return SLICE_S if timeout is None else min(max(timeout, BRIEFLY_S), SLICE_S)
 
 
-class _Waiting:
+class Waiting:
     """One caller's wait: whether it is announced, and shown as blocked to those who ask."""
 
     __slots__ = ("announced", "condition", "shown")
@@ -104,10 +105,23 @@ class _Waiting:
         self.announced = False
         self.shown = False
 
+    def announce(self) -> None:
+        """Say that the caller is about to sleep. Called with the lock held."""
+        self.condition.announce()
+        self.announced = True
+
 
 def check_int(value: object, name: str) -> None:
     """Raises TypeError, with the argument's name, unless *value* is an int."""
     _check(value, int, f"{name} must be an int")
+
+
+def check_limit(limit: object) -> None:
+    """Raises TypeError or ValueError unless *limit* is how many items may be asked for at once."""
+    check_int(limit, "limit")
+    assert isinstance(limit, int)
+    if limit < 1:
+        raise ValueError(f"limit must be 1 or more items, not {limit}")
 
 
 def check_bool(value: object, name: str) -> None:
@@ -212,6 +226,8 @@ class Core:
         self.endpoints: WeakSet[Endpoint] = self.endpoint_set()
         self._pid = os.getpid()
         self._dropped: deque[tuple[int, int]] = deque()
+        self.desks: dict[Any, Desk] = {}
+        """Where coroutines sleep, by their loop and what they wait for."""
         if sys.flags.dev_mode:
             from iterable_queue._leaks import LEAKS
 
@@ -306,10 +322,18 @@ class Core:
         """
         if deadline == 0.0:
             return self._attempt_once(attempt)
-        waiting = _Waiting(condition)
+        waiting = Waiting(condition)
+        lock = self.runtime.lock
+        left = math.inf
         try:
-            while not self._attempt(attempt, waiting, deadline):
-                left = math.inf if deadline is None else deadline - self.runtime.monotonic()
+            while True:
+                if deadline is not None:
+                    left = deadline - self.runtime.monotonic()
+                    lock = self.runtime.lock_within(max(left, BRIEFLY_S))
+                if self.attempt(attempt, waiting, lock):
+                    return True
+                if deadline is not None:
+                    left = deadline - self.runtime.monotonic()
                 if left <= 0:
                     return False
                 if not waiting.announced:
@@ -321,7 +345,6 @@ class Core:
                     waiting.announced = False
                 else:
                     self.look()
-            return True
         finally:
             if waiting.announced:
                 self.tidy(condition.retract)
@@ -343,22 +366,18 @@ class Core:
         self.lock_was_busy(busy)
         return False
 
-    def _attempt(
-        self, attempt: Callable[[], bool], waiting: _Waiting, deadline: float | None
-    ) -> bool:
-        """One attempt; where it fails, the caller is announced as waiting, in the same turn."""
-        lock = self.runtime.lock
-        if deadline is not None:
-            left = deadline - self.runtime.monotonic()
-            lock = self.runtime.lock_within(max(left, BRIEFLY_S))
+    def attempt(self, attempt: Callable[[], bool], waiting: Waiting, lock: Lock) -> bool:
+        """One attempt; where it fails, the caller is announced as waiting, in the same turn.
+
+        False, and not announced: the lock was busy.
+        """
         try:
             with lock:
                 self._nameless_at = 0.0
                 if attempt():
                     return True
                 if not waiting.announced:
-                    waiting.condition.announce()
-                    waiting.announced = True
+                    waiting.announce()
                     # Again: what was put without the lock looked for waiters too early.
                     return self.ledger.channel.recheck() and attempt()
                 return False
@@ -373,6 +392,30 @@ class Core:
             self.try_transact(BRIEFLY_S, call)
         except (ChannelBroken, WouldDeadlock):
             pass
+
+    def awaiting(
+        self,
+        attempt: Callable[[], bool],
+        condition: Condition,
+        deadline: float | None,
+        endpoint: Endpoint | None = None,
+    ) -> Awaitable[bool]:
+        """The same for coroutines: what is returned sleeps in the running event loop."""
+        from iterable_queue._aio import wait
+
+        return wait(self, attempt, condition, deadline, endpoint)
+
+    def give_way(self) -> Awaitable[None] | None:
+        """What a coroutine awaits that has had its loop for a while; None: nothing."""
+        from asyncio import sleep
+
+        return sleep(0)
+
+    def leave_loops(self) -> None:
+        """In a forked child: who sleeps in an event loop does so in the parent."""
+        for desk in self.desks.values():
+            desk.forget()
+        self.desks = {}
 
     def look_now_and_then(self) -> None:
         """A look for those who poll without waiting, not more often than a slice."""
@@ -582,6 +625,7 @@ class Core:
     def after_fork_in_child(self) -> None:
         """Called in the child: threads' queues stay with the parent."""
         self.elsewhere = True
+        self.leave_loops()
         for endpoint in _forks.members_of(self.endpoints):
             endpoint.forget()
 

@@ -1,7 +1,8 @@
 """The endpoints that users hold: what is common to all channels, written once.
 
 A call goes: check that the endpoint is this process's (once; then `_ready` says so), pickle or
-hand over, one transition of the ledger, and, where that can't be made now, `Core.wait`.
+hand over, one transition of the ledger, and, where that can't be made now, `Core.wait`. Calls for
+coroutines go on in `_aio`, when they can't be done with at once.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from iterable_queue._channel import (
     pack_large,
     pack_small,
 )
-from iterable_queue._core import Core, check_exception, check_int, stays_here, user_line
+from iterable_queue._core import Core, check_exception, check_limit, stays_here, user_line
 from iterable_queue._errors import (
     ChannelBroken,
     ConsumerClosed,
@@ -73,6 +74,8 @@ _nothing = SimpleQueue[None]().get_nowait
 
 GATHER = 64
 """At most this many items are put in one turn of the lock by `put_many`."""
+TURN_NS = 1_000_000
+"""After so long, a coroutine's call lets others of its loop run; ns."""
 BRIEF_NS = 100_000
 """For so long a get looks out for an item before it sleeps, if the last one came that soon; ns."""
 FEED_LEAST = 8
@@ -83,11 +86,11 @@ CHUNK_BYTES = 1 << 16
 
 
 _NO_GET: Final = dict.fromkeys(
-    ("get", "get_nowait", "get_many"),
+    ("get", "get_nowait", "get_many", "aget", "aget_many"),
     "a producer can only put; take items from a consumer, which the queue's get_consumer() makes",
 )
 _NO_PUT: Final = dict.fromkeys(
-    ("put", "put_nowait", "put_many"),
+    ("put", "put_nowait", "put_many", "aput"),
     "a consumer can only get; put items on a producer, which the queue's get_producer() makes",
 )
 
@@ -103,7 +106,8 @@ class Endpoint:
         _dumps, _loads: how items cross to other processes; None: handed over as they are.
         _lane: what it puts to without the lock, while it may (see `_channels.log`).
         _hands: what each thread holds, by its identifier (consumers and workers).
-        _blocked: identifiers of the threads that wait in a call.
+        _blocked: identifiers of the threads, and the coroutines, that wait in a call.
+        _turn_ends: until when its coroutines go on without letting others run, ns.
     """
 
     __slots__ = (
@@ -126,6 +130,7 @@ class Endpoint:
         "_ready",
         "_size",
         "_stamp_at",
+        "_turn_ends",
         "number",
         "slot",
     )
@@ -154,6 +159,7 @@ class Endpoint:
         self._lane: Lane | None = None
         self._hands: dict[int, Hand] = {}
         self._blocked: set[int] = set()
+        self._turn_ends = 0
         core.endpoints.add(self)
         if self._head[WATCHED] > 0:
             core.watch(self)
@@ -249,10 +255,10 @@ class Endpoint:
         self._closed = True
         self._lost = why
 
-    def set_blocked(self, waits: bool) -> None:
-        """The calling thread waits in a call, or does so no more."""
+    def set_blocked(self, waits: bool, who: int | None = None) -> None:
+        """*who*, or the calling thread, waits in a call, or does so no more."""
         change = self._blocked.add if waits else self._blocked.discard
-        change(get_ident())
+        change(get_ident() if who is None else who)
         stored = -1
         while stored != len(self._blocked):  # until no other thread has come in between
             stored = len(self._blocked)
@@ -467,13 +473,7 @@ class _Putting(Endpoint, Generic[T]):
             if self._lane is not None:
                 self._put_one(item, block, self._left(deadline) if block else None)
                 return
-        tag = self.number
-        if self._dumps is None:
-            payload = item
-        elif type(item) is bytes and len(item) > INLINE and self._plain:  # type: ignore[arg-type]
-            payload, tag = item, tag | cells_.RAW
-        else:
-            payload = self._dumps(item)
+        payload, tag = self._pack(item)
         self._ledger.cells[self._stamp_at] = self._now()
         if deadline is None:
             for lock in self._locks:
@@ -492,6 +492,39 @@ class _Putting(Endpoint, Generic[T]):
 
     _put_one = put
     """The same, whatever a subclass makes of `put`."""
+
+    def _pack(self, item: T) -> tuple[Any, int]:
+        """The payload of *item*, and its tag, where it is put with the lock held."""
+        if self._dumps is None:
+            return item, self.number
+        if type(item) is bytes and len(item) > INLINE and self._plain:  # type: ignore[arg-type]
+            return item, cells_.RAW | self.number
+        return self._dumps(item), self.number
+
+    def _pack_for(self, lane: Lane, item: Any) -> tuple[Any, int]:
+        """The same where it is put on *lane*, as in `put`."""
+        kind: type[Any] = type(item)
+        if kind in lane.plain:
+            return marshal_dumps(item), self.number
+        if (kind is bytes or kind is bytearray) and len(item) > INLINE and lane.plain:
+            tag = cells_.RAW | self.number
+            return item, tag if kind is bytes else tag | cells_.WRITABLE
+        return lane.dumps(item), self.number
+
+    async def aput(self, item: T, timeout: float | None = None) -> None:
+        """Put *item*, from a coroutine; see `Producer.aput`."""
+        if monotonic_ns() < self._turn_ends:
+            # Where nothing is waited for.
+            lane = self._lane
+            if lane is not None and lane.inline >= 0:
+                self._put_one(item, True, 0.0 if timeout is None else timeout)
+                return
+            if self._append is not None and timeout is None:
+                self._put_one(item)
+                return
+        from iterable_queue._aio import put
+
+        await put(self, item, timeout)
 
     def _put_large(
         self, lane: Lane, payload: Any, tag: int, count: int = 1, timeout: float | None = None
@@ -537,9 +570,18 @@ class _Putting(Endpoint, Generic[T]):
             self._core.tell_of_put(count, timeout)
 
     def _put_within(
-        self, lane: Lane, payload: Any, tag: int, block: bool, timeout: float | None
+        self,
+        lane: Lane,
+        payload: Any,
+        tag: int,
+        block: bool,
+        timeout: float | None,
+        waits: bool = True,
     ) -> None:
-        """The same on a bounded queue, where there must be room (see `LogChannel.admit`)."""
+        """The same on a bounded queue, where there must be room (see `LogChannel.admit`).
+
+        Where there is none, one who does not wait raises Full, without having asked for any.
+        """
         deadline = None if block and timeout is None else self._core.deadline(block, timeout)
         size = len(payload)
         large = size > INLINE
@@ -558,6 +600,8 @@ class _Putting(Endpoint, Generic[T]):
                 cells[lane.intent_at] = put + 1
                 lane.fence()
                 if cells[lane.limit_at] <= put:
+                    if not waits:
+                        raise self._full()
                     self._get_room(lane, deadline)
                     continue
                 if not lane.has_room(size):
@@ -622,7 +666,7 @@ class _Putting(Endpoint, Generic[T]):
 
         def attempt() -> bool:
             if not self._ready:
-                raise ProducerClosed(f"{self._name} was closed while another thread waited in put")
+                raise ProducerClosed(f"{self._name} was closed while another call waited in put")
             return self._ledger.transact(self._admit, lane)
 
         if deadline is None:
@@ -637,6 +681,20 @@ class _Putting(Endpoint, Generic[T]):
                         raise
         if not self._core.wait(attempt, self._core.runtime.room, deadline, self):
             raise self._full()
+
+    def _put_if_room(self, payload: Any, tag: int) -> bool:
+        """`_put_within` for a coroutine."""
+        if self._head[STATE] > CLOSED:
+            self._core.transact(self._refuse)
+        try:
+            self._put_within(self._check_lane(self._lane), payload, tag, True, 0.0, False)
+        except Full:
+            return False
+        return True
+
+    def _try_admit(self) -> bool:
+        """Get room for the lane, so that `_put_if_room` finds some. Called with the lock held."""
+        return self._ledger.transact(self._admit, self._check_lane(self._lane))
 
     def _admit(self, lane: Lane) -> bool:
         if self._head[STATE] > CLOSED:
@@ -683,12 +741,14 @@ class _Putting(Endpoint, Generic[T]):
     def _refuse(self) -> None:
         raise self._ledger.refusal()
 
-    def _put_patiently(self, payload: Any, tag: int, deadline: float | None) -> None:
-        def attempt() -> bool:
-            if not self._ready:
-                raise ProducerClosed(f"{self._name} was closed while another thread waited in put")
-            return self._ledger.put(self.slot, tag, payload, self._is_worker)
+    def _try_put(self, payload: Any, tag: int) -> bool:
+        """Put it, if there is room. Called with the lock held."""
+        if not self._ready:
+            raise ProducerClosed(f"{self._name} was closed while another call waited in put")
+        return self._ledger.put(self.slot, tag, payload, self._is_worker)
 
+    def _put_patiently(self, payload: Any, tag: int, deadline: float | None) -> None:
+        attempt = partial(self._try_put, payload, tag)
         if not self._core.wait(attempt, self._core.runtime.room, deadline, self):
             raise self._full()
 
@@ -728,9 +788,7 @@ class _Putting(Endpoint, Generic[T]):
 
         def attempt() -> bool:
             if not self._ready:
-                raise ProducerClosed(
-                    f"{self._name} was closed while another thread waited in put_many"
-                )
+                raise ProducerClosed(f"{self._name} was closed while another call waited in put_many")
             while payloads:
                 if not self._ledger.put(self.slot, self.number, payloads[0], self._is_worker):
                     return False
@@ -820,21 +878,71 @@ class _Getting(Endpoint, Generic[T]):
                             return item  # type: ignore[no-any-return]
                     self._take_patiently(hand, 1, deadline)
                     hand.brief = hand.claims and self._now() - now < 2 * BRIEF_NS
-            if self._loads is None:
-                item = pending[0]
-            else:
-                try:
-                    item = self._open(*pending[0])
-                except Exception as error:
-                    if came_from_signal_handler(error):
-                        raise
-                    payload, tag = pending[0]
-                    del pending[0]
-                    raise self._item_error(payload, tag, error) from error
+            item = pending[0] if self._loads is None else self._open_next(pending)
             if hand.pull is not None:
                 hand.taken += 1
             del pending[0]
             return item  # type: ignore[no-any-return]
+        finally:
+            hand.busy = False
+
+    def _open_next(self, pending: list[Any]) -> Any:
+        """The item of the first payload, which stays; one that can't be opened does not."""
+        try:
+            return self._open(*pending[0])
+        except Exception as error:
+            if came_from_signal_handler(error):
+                raise
+            payload, tag = pending[0]
+            del pending[0]
+            raise self._item_error(payload, tag, error) from error
+
+    async def aget(self, timeout: float | None = None) -> T:
+        """Take the next item, from a coroutine; see `Consumer.aget`."""
+        if timeout is None:
+            item = self._next_within_turn()
+            if item is not EMPTY:
+                return item  # type: ignore[no-any-return]
+        from iterable_queue._aio import get
+
+        return await get(self, timeout)
+
+    def _next_within_turn(self) -> Any:
+        """An item that a coroutine need not wait for, nor give way before; or EMPTY."""
+        if monotonic_ns() < self._turn_ends:
+            hand = self._hands.get(get_ident())
+            if hand is not None and hand.feed is None and not hand.busy:
+                if hand.claim:
+                    return self._hand_out(hand, 0.0)
+                if hand.quick is not None:
+                    return self._get_now(hand)
+        return EMPTY
+
+    def _next_at_once(self, hand: Hand) -> Any:
+        """For a coroutine: an item that *hand* has, or that needs no lock; EMPTY if there is none.
+
+        No signal handler runs before the caller has it, as in `get`.
+        """
+        if hand.feed is not None:
+            self._end_feed(hand)
+        if hand.busy:
+            raise WouldDeadlock(f"{self._name}: aget was called by what interrupted a get")
+        if hand.claim:
+            item = self._hand_out(hand, 0.0)
+            if item is not EMPTY:
+                return item
+        elif hand.quick is not None:
+            return self._get_now(hand)
+        pending = hand.pending
+        if not pending:
+            return EMPTY
+        hand.busy = True
+        try:
+            item = pending[0] if self._loads is None else self._open_next(pending)
+            if hand.pull is not None:
+                hand.taken += 1
+            del pending[0]
+            return item
         finally:
             hand.busy = False
 
@@ -930,22 +1038,24 @@ class _Getting(Endpoint, Generic[T]):
             hand.claims = list(self._hands)[:1] == [ident]  # empty, once another one has closed
         return hand
 
+    def _try_take(self, hand: Hand, limit: int, many: bool = False) -> bool:
+        """Have *hand* take what there is; see `Ledger.take`. Called with the lock held."""
+        if not self._ready:
+            raise ConsumerClosed(f"{self._name} was closed while another call waited in get")
+        if self._ledger.take(self.slot, hand, limit, many):
+            return True
+        verdict = self._ledger.verdict()
+        try:
+            if verdict is not None:
+                raise verdict
+        finally:
+            del verdict  # or error, traceback and this frame would keep the queue alive
+        return False
+
     def _take_patiently(
         self, hand: Hand, limit: int, deadline: float | None, many: bool = False
     ) -> None:
-        def attempt() -> bool:
-            if not self._ready:
-                raise ConsumerClosed(f"{self._name} was closed while another thread waited in get")
-            if self._ledger.take(self.slot, hand, limit, many):
-                return True
-            verdict = self._ledger.verdict()
-            try:
-                if verdict is not None:
-                    raise verdict
-            finally:
-                del verdict  # or error, traceback and this frame would keep the queue alive
-            return False
-
+        attempt = partial(self._try_take, hand, limit, many)
         if not self._core.wait(attempt, self._core.runtime.items, deadline, self):
             raise Empty("nothing came in time")
 
@@ -969,9 +1079,7 @@ class _Getting(Endpoint, Generic[T]):
 
     def get_many(self, limit: int) -> list[T]:
         """Wait for one item, then take up to *limit* that are there; see `Consumer.get_many`."""
-        check_int(limit, "limit")
-        if limit < 1:
-            raise ValueError(f"limit must be 1 or more items, not {limit}")
+        check_limit(limit)
         if not self._ready:
             self._use()
         hand = self._new_hand()
@@ -982,21 +1090,31 @@ class _Getting(Endpoint, Generic[T]):
         try:
             if not hand.pending:
                 self._take_patiently(hand, limit, None, True)
-            items, error = self._open_items(hand.pending, limit)
-            if error is not None and not items:
-                payload, tag = hand.pending[0]
-                del hand.pending[0]
-                raise self._item_error(payload, tag, error) from error
-            count = len(items)
-            # Together: no call from here on, where another thread could close the endpoint.
-            if hand.pull is not None:
-                hand.taken += count
-                hand.last = count
-                hand.quick = None
-            del hand.pending[:count]
-            return items
+            return self._hand_out_many(hand, limit)
         finally:
             hand.busy = False
+
+    async def aget_many(self, limit: int) -> list[T]:
+        """`get_many`, from a coroutine; see `Consumer.aget_many`."""
+        from iterable_queue._aio import get_many
+
+        return await get_many(self, limit)
+
+    def _hand_out_many(self, hand: Hand, limit: int) -> list[T]:
+        """Up to *limit* of the items that are pending, of which there is one."""
+        items, error = self._open_items(hand.pending, limit)
+        if error is not None and not items:
+            payload, tag = hand.pending[0]
+            del hand.pending[0]
+            raise self._item_error(payload, tag, error) from error
+        count = len(items)
+        # Together: no call from here on, where another thread could close the endpoint.
+        if hand.pull is not None:
+            hand.taken += count
+            hand.last = count
+            hand.quick = None
+        del hand.pending[:count]
+        return items
 
     def _open_items(self, pending: list[Any], limit: int) -> tuple[list[T], Exception | None]:
         """Up to *limit* items of *pending*, and the error at which they end early."""
@@ -1161,6 +1279,20 @@ class _Getting(Endpoint, Generic[T]):
             return self.get()
         except Done:
             raise StopIteration from None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        item = self._next_within_turn()
+        if item is not EMPTY:
+            return item  # type: ignore[no-any-return]
+        from iterable_queue._aio import get
+
+        try:
+            return await get(self, None)
+        except Done:
+            raise StopAsyncIteration from None
 
     def _finish_locked(self, transition: Callable[..., object], args: tuple[object, ...]) -> None:
         claims = self._ledger.claims

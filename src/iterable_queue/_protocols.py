@@ -7,7 +7,7 @@ real queue satisfy them, and so does a double that you write for a test. Data fl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self, TypeVar
 
@@ -73,6 +73,12 @@ class Producer(Endpoint, Protocol[T_contra]):
         Items become visible as it goes. What was put before an error stays put.
         """
 
+    async def aput(self, item: T_contra, timeout: float | None = None) -> None:
+        """`put` from a coroutine: where there is no room, its event loop does other work.
+
+        A call that is cancelled has put nothing.
+        """
+
     def fail(self, error: BaseException) -> None:
         """Close, and let the consumers know that what was put is not all, and why."""
 
@@ -84,7 +90,8 @@ class Producer(Endpoint, Protocol[T_contra]):
 class Consumer(Endpoint, Protocol[T_co]):
     """The end from which items are taken; iterating over it ends when the queue is done.
 
-    Leaving `with consumer:` closes it, also by `break`.
+    Leaving `with consumer:` closes it, also by `break`. Iterate by `for`, or in a coroutine by
+    `async for`.
     """
 
     def get(self, block: bool = True, timeout: float | None = None) -> T_co:
@@ -108,6 +115,18 @@ class Consumer(Endpoint, Protocol[T_co]):
         """
         ...
 
+    async def aget(self, timeout: float | None = None) -> T_co:
+        """`get` from a coroutine: where there is nothing, its event loop does other work.
+
+        A call that is cancelled has taken nothing. What *this thread* took before is finished, by
+        whichever of its tasks: give each task that takes items a `clone()` of its own.
+        """
+        ...
+
+    async def aget_many(self, limit: int) -> Sequence[T_co]:
+        """`get_many` from a coroutine, as `aget` is `get`."""
+        ...
+
     def clone(self) -> Consumer[T_co]:
         """Another consumer on the same queue, counted by itself."""
         ...
@@ -115,6 +134,10 @@ class Consumer(Endpoint, Protocol[T_co]):
     def __iter__(self) -> Iterator[T_co]: ...
 
     def __next__(self) -> T_co: ...
+
+    def __aiter__(self) -> AsyncIterator[T_co]: ...
+
+    async def __anext__(self) -> T_co: ...
 
 
 class Worker(Consumer[T], Protocol[T]):
@@ -133,6 +156,9 @@ class Worker(Consumer[T], Protocol[T]):
 
     def put_many(self, iterable: Iterable[T]) -> None:
         """As `Producer.put_many`, but never waiting for room."""
+
+    async def aput(self, item: T, timeout: float | None = None) -> None:
+        """As `Producer.aput`, but never refused for `maxsize`."""
 
     def fail(self, error: BaseException) -> None:
         """Close, and let everyone know that the work is not complete, and why."""

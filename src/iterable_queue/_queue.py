@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from collections.abc import Callable
 from types import TracebackType
 from typing import (
     TYPE_CHECKING,
@@ -44,10 +45,12 @@ U = TypeVar("U")
 
 _REMEDIES: Final = {
     **dict.fromkeys(
-        ("put", "put_nowait", "put_many"), "put items on a producer, which get_producer() makes"
+        ("put", "put_nowait", "put_many", "aput"),
+        "put items on a producer, which get_producer() makes",
     ),
     **dict.fromkeys(
-        ("get", "get_nowait", "get_many"), "take items from a consumer, which get_consumer() makes"
+        ("get", "get_nowait", "get_many", "aget", "aget_many"),
+        "take items from a consumer, which get_consumer() makes",
     ),
     "task_done": "an item is finished when its taker asks for the next one, or closes",
     **dict.fromkeys(
@@ -212,6 +215,16 @@ class IterableQueue(Generic[T]):
         """
         core = self._here()
         deadline = core.deadline(True, timeout)
+        return core.wait(self._join_attempt(core), core.runtime.end, deadline)
+
+    async def ajoin(self, timeout: float | None = None) -> bool:
+        """`join`, from a coroutine: its event loop does other work meanwhile."""
+        core = self._here()
+        deadline = core.deadline(True, timeout)
+        return await core.awaiting(self._join_attempt(core), core.runtime.end, deadline)
+
+    def _join_attempt(self, core: Core) -> Callable[[], bool]:
+        """What `join` waits for. Raises `WouldDeadlock`."""
         if self._entered and not core.ledger.head[cells_.STATE] & cells_.CLOSED:
             raise WouldDeadlock(
                 "join() inside the queue's own `with` block would wait for the block's end, which "
@@ -227,7 +240,7 @@ class IterableQueue(Generic[T]):
             finally:
                 del verdict  # or error, traceback and this frame would keep the queue alive
 
-        return core.wait(attempt, core.runtime.end, deadline)
+        return attempt
 
     def __enter__(self) -> Self:
         self._here()

@@ -12,6 +12,7 @@ Two rules shape what is here, both learnt from signal handlers that raise:
 * **Nobody waits inside the lock.** A waiter announces itself under the lock, lets the lock go, and
   then sleeps on a semaphore. A token given to a semaphore is addressed to nobody, so that one
   meant for a sleeper that was killed or interrupted wakes another instead of being lost.
+  Coroutines sleep in event loops, which can't wait for a semaphore: their tokens go to a `Bell`.
 """
 
 from __future__ import annotations
@@ -85,20 +86,47 @@ def is_lock_busy(error: KeyError) -> bool:
     return error.args in _BUSY and trace is not None and trace.tb_next is None
 
 
+class Bell(Protocol):
+    """Counts the sleepers of a condition that are coroutines, and wakes their event loops."""
+
+    def waiting(self) -> int:
+        """How many are counted."""
+        ...
+
+    def ring(self, n: int) -> int:
+        """Give *n* tokens (no more than are counted), and then take these off the count.
+
+        Returns *n*, or 0 where nobody lives any more who could be counted; the count is 0 then.
+        Called with the lock held, or by what interrupts one who has it. Raises nothing: where no
+        token can be given for want of a descriptor, those who sleep stay counted.
+        """
+        ...
+
+
 class Condition:
     """Something that callers wait for: a count of waiters in a cell, and a semaphore.
 
     Invariant: waiters counted + tokens given >= callers asleep. A sleeper that leaves without a
     token takes back its own count, or a token that was given in the meantime; one that was killed
     or interrupted leaves a surplus, which costs somebody one needless look and nothing else.
+
+    Coroutines are counted in that cell, and in `bell` as well; the invariant holds for them and for
+    the others, each by themselves. Where both kinds sleep, they are woken by turns. A token that
+    goes to those of the one kind of whom nobody is left asleep (but whom a kill has left counted)
+    is missed by those of the other kind for no longer than a slice.
     """
 
-    __slots__ = ("_head", "_index", "_semaphore")
+    __slots__ = ("_head", "_index", "_loops_turn", "_semaphore", "bell")
 
-    def __init__(self, head: Cells, index: int, semaphore: Semaphore) -> None:
+    def __init__(
+        self, head: Cells, index: int, semaphore: Semaphore, bell: Bell | None = None
+    ) -> None:
         self._head = head
         self._index = index
         self._semaphore = semaphore
+        self._loops_turn = True
+        self.bell = bell
+        """For coroutines; None: there are none yet."""
 
     def announce(self) -> None:
         """Say that the caller is about to sleep. Called with the lock held."""
@@ -110,10 +138,16 @@ class Condition:
 
     def retract(self) -> None:
         """Undo `announce` after a sleep without a token. Called with the lock held."""
-        if self._head[self._index] > 0:
+        in_loops = self.bell.waiting() if self.bell is not None else 0
+        if self._head[self._index] > in_loops:
             self._head[self._index] -= 1
         else:
             self._semaphore.acquire(False)
+
+    def retract_coroutine(self) -> None:
+        """The same for a coroutine, which the bell counts no more. Called with the lock held."""
+        if self._head[self._index] > 0:
+            self._head[self._index] -= 1
 
     def notify(self, n: int = 1) -> None:
         """Wake up to *n* sleepers. Called with the lock held.
@@ -121,10 +155,27 @@ class Condition:
         The token goes first: an interrupt between the two leaves a surplus, never a sleeper that
         nobody counts. What interrupts it may notify as well.
         """
-        for _ in range(min(n, self._head[self._index])):
+        n = min(n, self._head[self._index])
+        if self.bell is not None and self.bell.waiting() > 0:
+            n = self._ring(self.bell, n)
+        for _ in range(n):
             self._semaphore.release()
             if self._head[self._index] > 0:
                 self._head[self._index] -= 1
+
+    def _ring(self, bell: Bell, n: int) -> int:
+        """Wake coroutines, as many of *n* sleepers as it is their turn. Returns how many are left.
+
+        Who is killed in between leaves one counted as another sleeper that is none.
+        """
+        head, index = self._head, self._index
+        counted = bell.waiting()
+        others = max(head[index] - counted, 0)
+        share = min(max((n + self._loops_turn) // 2, n - others), counted)
+        self._loops_turn = not self._loops_turn
+        given = bell.ring(share) if share > 0 else 0
+        head[index] = max(head[index] - (counted - bell.waiting()), 0)
+        return min(n - given, others)
 
     def notify_all(self) -> None:
         """Wake every sleeper. Called with the lock held."""

@@ -9,6 +9,7 @@ A queue is a private directory, in shared memory where there is some:
     l<n>     locked by a process and by the children that it forked since, which may hold copies of
              endpoints that nobody had taken then
     h<slot>  with `redeliver=True`, what the consumer in that slot has in hand
+    bell.<…> FIFOs, by which event loops are woken (`_shared_runtime.Fifo`)
     errors   failures, `reason`: why it was cancelled
     watcher  in tests: who is told of each endpoint made (`Core.watch`)
 
@@ -481,6 +482,7 @@ class SharedCore(Core):
         self._life, self.ledger.me = -1, 0
         self._dropped.clear()
         self._shared_runtime.after_fork_in_child()
+        self.leave_loops()
         self._log.after_fork_in_child()
         self.ledger.hands.clear()
         for endpoint in _forks.members_of(self.endpoints):

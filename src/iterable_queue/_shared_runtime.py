@@ -4,11 +4,12 @@ The lock is one that the kernel lets go of when its holder dies (`_mutex`). Wher
 is a semaphore, which has no owner: a process that dies inside takes it along, until
 `_shared.SharedCore` finds that out and lets it go for the dead. The conditions' semaphores only
 count tokens, so that a process killed in its sleep, or with a token in hand, takes nothing that
-others wait for.
+others wait for. So it is with the bytes in the FIFOs by which event loops are woken (`Fifo`).
 """
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import pickle
@@ -29,6 +30,12 @@ if TYPE_CHECKING:
 
 ERRORS: Final = 29
 """A cell of the head: how many bytes of the file of failures count."""
+WAITERS: Final = (
+    (cells_.WAIT_ITEM, cells_.WAIT_ROOM, cells_.WAIT_END),
+    (cells_.LOOP_ITEM, cells_.LOOP_ROOM, cells_.LOOP_END),
+    ("bell.item", "bell.room", "bell.end"),
+)
+"""Of each condition: the cells that count who waits, and which of them in event loops; the FIFO."""
 PATIENCE: Final = (0.001, 0.01, 0.05, SLICE_S)
 """How long the lock is waited for at a time by calls with a time-out, in seconds."""
 
@@ -104,6 +111,75 @@ def private(path: str, flags: int, head: Cells) -> int:
         raise ChannelBroken(REMOVED_BY_OTHERS) from None
 
 
+class Fifo:
+    """The bell of one condition: a FIFO in the queue's directory, in which a byte is a token.
+
+    A process has it open while coroutines sleep there, or are about to. So where nobody has, none
+    of those counted lives.
+    """
+
+    __slots__ = ("_head", "_index", "path")
+
+    def __init__(self, path: str, head: Cells, index: int) -> None:
+        self.path = path
+        self._head = head
+        self._index = index
+
+    def waiting(self) -> int:
+        return self._head[self._index]
+
+    def count(self) -> None:
+        """One more waits. Called with the lock held."""
+        self._head[self._index] += 1
+
+    def uncount(self) -> bool:
+        """One less waits, without a token. False: none was counted. Called with the lock held."""
+        if self._head[self._index] < 1:
+            return False
+        self._head[self._index] -= 1
+        return True
+
+    def open(self) -> int:
+        """A descriptor to wait at, which never blocks; the FIFO is made by the first who waits."""
+        # Open for writing too, or it would be at its end whenever nobody writes.
+        flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            return os.open(self.path, flags)
+        except FileNotFoundError:
+            pass
+        try:
+            os.mkfifo(self.path, 0o600)
+        except (FileExistsError, FileNotFoundError):
+            pass  # another was faster; or the directory is gone, as `private` will say
+        return private(self.path, flags, self._head)
+
+    def ring(self, n: int) -> int:
+        given = n
+        try:
+            into = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as error:
+            if error.errno not in (errno.ENXIO, errno.ENOENT):
+                return n  # too many files are open; who sleeps looks after a slice
+            given, n = 0, self._head[self._index]
+        else:
+            self._write(into, n)
+        self._head[self._index] = max(self._head[self._index] - n, 0)
+        return given
+
+    def _write(self, into: int, n: int) -> None:
+        try:
+            # Open for reading too: else the death of the last reader, just now, would be a SIGPIPE.
+            out = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                os.write(into, bytes(n))
+            finally:
+                os.close(out)
+        except OSError:
+            pass  # it is full, which is tokens enough; or there is no descriptor left, as above
+        finally:
+            os.close(into)
+
+
 class SharedRuntime:
     """Cells and a lock in mapped files, and the context's semaphores, opened by name.
 
@@ -140,10 +216,11 @@ class SharedRuntime:
             self.trylock = guard(acquire, release, False)
             self._semaphores += (lock,)
         self.lock: Lock = self._guards[-1]
-        waiters = (cells_.WAIT_ITEM, cells_.WAIT_ROOM, cells_.WAIT_END)
         self.items, self.room, self.end = (
-            Condition(self.head, index, semaphore)
-            for index, semaphore in zip(waiters, self._semaphores, strict=False)
+            Condition(
+                self.head, index, semaphore, Fifo(f"{address.path}/{name}", self.head, in_loops)
+            )
+            for index, in_loops, name, semaphore in zip(*WAITERS, self._semaphores, strict=False)
         )
         self.errors: ErrorStore = SharedErrors(address.path, self.head)
 

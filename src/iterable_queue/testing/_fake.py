@@ -388,6 +388,18 @@ class _Core(Core):
         log.add_timeout(kind, number, self.clock.now - began)
         return False
 
+    async def awaiting(
+        self,
+        attempt: Callable[[], bool],
+        condition: Condition,
+        deadline: float | None,
+        endpoint: _endpoints.Endpoint | None = None,
+    ) -> bool:
+        return self.wait(attempt, condition, deadline, endpoint)
+
+    def give_way(self) -> None:
+        return None
+
     def _pass_time(self) -> None:
         """Instead of sleeping."""
         endpoint, deadline = self._waits

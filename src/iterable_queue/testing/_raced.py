@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, Generic, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -285,14 +285,25 @@ class _Raced(Endpoint):
         self._pass(operation, "after")
         return result
 
+    async def _around_wait(
+        self, operation: Operation, call: Callable[..., Awaitable[T]], *args: Any
+    ) -> T:
+        """The same where *call* is a coroutine's. At a point, all of its event loop waits."""
+        if not self._counts_here():
+            return await call(*args)
+        self._pass(operation, "before")
+        result = await call(*args)
+        self._pass(operation, "after")
+        return result
+
     def close(self) -> None:
         self._around("close", super().close)
 
     def fail(self, error: BaseException) -> None:
         self._around("fail", super().fail, error)
 
-    def set_blocked(self, waits: bool) -> None:
-        super().set_blocked(waits)
+    def set_blocked(self, waits: bool, who: int | None = None) -> None:
+        super().set_blocked(waits, who)
         if waits:
             # A worker's put is never refused, so it is its get that waits.
             waits_to_put = self.kind == cells_.PRODUCER
@@ -304,6 +315,9 @@ class _RacedPutting(_Raced, _Putting[T], Generic[T]):
 
     def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:
         self._around("put", super().put, item, block, timeout)
+
+    async def aput(self, item: T, timeout: float | None = None) -> None:
+        await self._around_wait("put", super().aput, item, timeout)
 
     def put_many(self, iterable: Iterable[T]) -> None:
         if not self._ready:
@@ -321,6 +335,27 @@ class _RacedGetting(_Raced, _Getting[T], Generic[T]):
         except Done:
             self._pass("get", "done")
             raise
+
+    async def _around_aget(self, call: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+        try:
+            return await self._around_wait("get", call, *args)
+        except Done:
+            self._pass("get", "done")
+            raise
+
+    async def aget(self, timeout: float | None = None) -> T:
+        item: T = await self._around_aget(super().aget, timeout)
+        return item
+
+    async def __anext__(self) -> T:
+        try:
+            return await self.aget()
+        except Done:
+            raise StopAsyncIteration from None
+
+    async def aget_many(self, limit: int) -> list[T]:
+        items: list[T] = await self._around_aget(super().aget_many, limit)
+        return items
 
     def get(self, block: bool = True, timeout: float | None = None) -> T:
         item: T = self._around_get(super().get, block, timeout)
@@ -381,6 +416,12 @@ class RacedQueue(IterableQueue[T]):
 
     def join(self, timeout: float | None = None) -> bool:
         ended: bool = self._around("join", super().join, timeout)
+        return ended
+
+    async def ajoin(self, timeout: float | None = None) -> bool:
+        pass_point(self, "queue", None, "join", "before")
+        ended = await super().ajoin(timeout)
+        pass_point(self, "queue", None, "join", "after")
         return ended
 
 

@@ -19,7 +19,7 @@ import traceback
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar
 
@@ -94,6 +94,18 @@ def raises(kind: type[E], call: Callable[..., object], *args: Any, **kwargs: Any
     except Exception as error:
         raise Broken(f"{name}({said}): expected {kind.__name__}, saw {error!r}") from None
     raise Broken(f"{name}({said}): expected {kind.__name__}, it returned {_short(value)}")
+
+
+async def raises_in_coroutine(kind: type[E], call: Coroutine[Any, Any, object]) -> None:
+    """*call* raises *kind* where it is awaited."""
+    name = getattr(call, "__qualname__", repr(call))
+    try:
+        value = await call
+    except kind:
+        return
+    except Exception as error:
+        raise Broken(f"{name}: expected {kind.__name__}, saw {error!r}") from None
+    raise Broken(f"{name}: expected {kind.__name__}, it returned {_short(value)}")
 
 
 def within(limit_s: float, seconds: float, what: str) -> None:

@@ -29,7 +29,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from queue import Queue, SimpleQueue
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, cast
 
 from iterable_queue._cells import (
     BLOCKED,
@@ -649,6 +649,12 @@ class SimulatedCore(Core):
 
     # -- what came of a call ---------------------------------------------------------------------
 
+    def awaiting(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise _no_loops()
+
+    def give_way(self) -> NoReturn:
+        raise _no_loops()
+
     def wait(self, *args: Any, **kwargs: Any) -> bool:
         me = self._schedule.current
         recorder = self._schedule.recorder
@@ -663,6 +669,13 @@ class SimulatedCore(Core):
             if recorder is not None:
                 recorder.note(me, "-> nothing in time")
         return done
+
+
+def _no_loops() -> TypeError:
+    return TypeError(
+        "coroutines can't be explored: their switches are the event loop's, not the explorer's. "
+        "Explore the code that does not await, and test the rest on a FakeQueue or a real queue"
+    )
 
 
 class SharedQueue:

@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from queue import Empty
 from typing import Any
 
 from iterable_queue._errors import ConsumerClosed, Done, ProducerFailed
 from iterable_queue._protocols import Consumer
-from iterable_queue.testing._stage import Stage, holds, promise, raises, same
+from iterable_queue.testing._stage import (
+    Stage,
+    holds,
+    promise,
+    raises,
+    raises_in_coroutine,
+    same,
+)
 
 
 def _make(stage: Stage, items: Sequence[Any], **kwargs: Any) -> Consumer[Any]:
@@ -96,6 +104,29 @@ def get_many_takes_what_is_there(stage: Stage) -> None:
         taken += batch
     same(taken, list(stage.items), "the items taken")
     raises(Done, source.get_many, 1)
+
+
+@promise
+def coroutines_take_as_others_do(stage: Stage) -> None:
+    """`aget`, `aget_many` and `async for` give, and raise, what `get`, `get_many` and `for` do."""
+    import asyncio
+
+    first, second, third, *rest = items = [*stage.items, *stage.items]
+    source = _make(stage, items)
+
+    async def take() -> None:
+        same(await source.aget(), first, "aget()")
+        same(await source.aget(60.0), second, "aget(60.0)")
+        many: Any = await source.aget_many(1)
+        same(list(many), [third], "aget_many(1)")
+        same([item async for item in source], rest, "what `async for` gave")
+        same([item async for item in source], [], "what an `async for` gave after the end")
+        for call in (source.aget, partial(source.aget, 0), partial(source.aget_many, 2)):
+            await raises_in_coroutine(Done, call())
+        source.close()
+        await raises_in_coroutine(ConsumerClosed, source.aget())
+
+    asyncio.run(take())
 
 
 @promise

@@ -17,6 +17,7 @@ from iterable_queue.testing._stage import (
     promise_of_fifo,
     promise_of_pickling,
     raises,
+    raises_in_coroutine,
     same,
     same_items,
 )
@@ -31,6 +32,28 @@ def items_arrive(stage: Stage) -> None:
         for n in range(3):
             out.put(n)
     same(list(source), [0, 1, 2], "the items taken")
+
+
+@promise
+def coroutines_put_and_take(stage: Stage) -> None:
+    """What a coroutine puts, coroutines take; time-outs and the end are those of other calls."""
+    import asyncio
+
+    iq = stage.make()
+    out, source = iq.get_producer(), iq.get_consumer()
+    iq.close()
+
+    async def cross() -> None:
+        await raises_in_coroutine(Empty, source.aget(0))
+        for n in range(6):
+            await out.aput(n)
+        same(await source.aget(), 0, "aget()")
+        same([*await source.aget_many(1)], [1], "aget_many(1)")
+        out.close()
+        same([n async for n in source], [2, 3, 4, 5], "what `async for` gave")
+        await raises_in_coroutine(Done, source.aget())
+
+    asyncio.run(cross())
 
 
 @promise

@@ -13,7 +13,16 @@ from typing import Any, NamedTuple
 
 from iterable_queue._errors import ProducerClosed
 from iterable_queue._protocols import Producer
-from iterable_queue.testing._stage import Broken, NotApplicable, Stage, holds, promise, raises, same
+from iterable_queue.testing._stage import (
+    Broken,
+    NotApplicable,
+    Stage,
+    holds,
+    promise,
+    raises,
+    raises_in_coroutine,
+    same,
+)
 
 
 class _Made(NamedTuple):
@@ -49,6 +58,25 @@ def items_are_put_in_order(stage: Stage) -> None:
     for n, item in enumerate(stage.items):
         (out.put, out.put_nowait)[n % 2](item)
         same(seen(), list(stage.items[: n + 1]), f"what was put, after {n + 1} puts")
+
+
+@promise
+def coroutines_put_as_others_do(stage: Stage) -> None:
+    """`aput` puts in order, item by item, and raises ProducerClosed after a close: as `put`."""
+    import asyncio
+
+    out, seen, _ = _make(stage)
+    first, *_ = stage.items
+
+    async def put() -> None:
+        for n, item in enumerate(stage.items):
+            await out.aput(item, (None, 60.0)[n % 2])
+            same(seen(), list(stage.items[: n + 1]), f"what was put, after {n + 1} calls of aput")
+        out.close()
+        await raises_in_coroutine(ProducerClosed, out.aput(first))
+
+    asyncio.run(put())
+    same(seen(), list(stage.items), "what was put")
 
 
 @promise
