@@ -200,21 +200,19 @@ BUGS = [
         "one who waits is announced outside the lock",
         CORE,
         """                if not waiting.announced:
-                    waiting.condition.announce()
-                    waiting.announced = True
+                    waiting.announce()
                     # Again: what was put without the lock looked for waiters too early.
                     return self.ledger.channel.recheck() and attempt()
                 return False""",
         """            if not waiting.announced:
-                waiting.condition.announce()
-                waiting.announced = True
+                waiting.announce()
             return False""",
         "threads 2x1",
     ),
     Bug(
         "one whose time is up takes a wake-up that was for another",
         RUNTIME,
-        """        if self._head[self._index] > 0:
+        """        if self._head[self._index] > in_loops:
             self._head[self._index] -= 1
         else:
             self._semaphore.acquire(False)""",

@@ -270,6 +270,15 @@ class Wrapper:
         except Done:
             raise StopIteration from None
 
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        try:
+            return await self.aget()
+        except Done:
+            raise StopAsyncIteration from None
+
     def __copy__(self) -> Any:
         return copy.copy(self.inner)
 
@@ -483,6 +492,16 @@ class TakesTooMany(Wrapper):
 
     def get_many(self, limit: int) -> Any:
         return self.inner.get_many(limit + 1)
+
+
+class EndsInCoroutines(Wrapper):
+    """Its coroutines take a time-out for the end."""
+
+    async def aget(self, timeout: float | None = None) -> Any:
+        try:
+            return await self.inner.aget(timeout)
+        except Empty:
+            raise Done from None
 
 
 class ClosesOnce(Wrapper):
@@ -769,6 +788,7 @@ WRONG: list[tuple[Any, tuple[str, ...]]] = [
     ),
     (WrongQueue.with_(producer=GathersFirst), ("put_many_puts_as_it_goes",)),
     (WrongQueue.with_(consumer=TakesTooMany), ("get_many_takes_what_is_there",)),
+    (WrongQueue.with_(consumer=EndsInCoroutines), ("coroutines_put_and_take",)),
     (
         WrongQueue.with_(consumer=TimesOutAtOnce, producer=TimesOutAtOnce),
         ("a_get_that_times_out_takes_its_time", "a_put_that_times_out_takes_its_time"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -135,6 +135,9 @@ class ListProducer:
         for item in iterable:
             self.put(item)
 
+    async def aput(self, item: Any, timeout: float | None = None) -> None:
+        self.put(item, timeout=timeout)
+
     def close(self) -> None:
         self.closed = True
 
@@ -224,6 +227,21 @@ class ListConsumer:
             raise ValueError(limit)
         return [self.get(), *(self.get() for _ in self.items[: limit - 1])]
 
+    async def aget(self, timeout: float | None = None) -> Any:
+        return self.get(timeout=timeout)
+
+    async def aget_many(self, limit: int) -> Sequence[Any]:
+        return self.get_many(limit)
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        try:
+            return await self.aget()
+        except Done:
+            raise StopAsyncIteration from None
+
     def close(self) -> None:
         self.closed = True
 
@@ -287,6 +305,17 @@ class ClosesOnce(ListProducer):
 class GathersFirst(ListProducer):
     def put_many(self, iterable: Iterable[Any]) -> None:
         self.items += list(iterable)
+
+
+class PutsLaterInCoroutines(ListProducer):
+    """What a coroutine puts arrives with the next item."""
+
+    last: tuple[Any, ...] = ()
+
+    async def aput(self, item: Any, timeout: float | None = None) -> None:
+        self.check_open()
+        self.put_many(self.last)
+        self.last = (item,)
 
 
 class PutsAll(ListProducer):
@@ -421,6 +450,7 @@ class RaisesFullWithRoom(ListProducer):
 
 
 WRONG_PRODUCERS: list[tuple[type[ListProducer], set[str]]] = [
+    (PutsLaterInCoroutines, {"coroutines_put_as_others_do"}),
     (
         PutsAfterClose,
         {
@@ -543,6 +573,13 @@ class GivesAnIterator(ListConsumer):
         return iter(super().get_many(limit))
 
 
+class GoesOnWithoutEnd(ListConsumer):
+    """Forgets the end where it is iterated over in a coroutine."""
+
+    async def __anext__(self) -> Any:
+        return await self.aget()
+
+
 class TakesAnyLimit(ListConsumer):
     def get_many(self, limit: int) -> Sequence[Any]:
         return super().get_many(max(limit, 1))
@@ -619,6 +656,7 @@ WRONG_CONSUMERS: list[tuple[type[ListConsumer], set[str]]] = [
     (StartsAgain, {"iteration_goes_on_where_it_stopped"}),
     (TakesTooMany, {"get_many_takes_what_is_there"}),
     (GivesAnIterator, {"get_many_takes_what_is_there"}),
+    (GoesOnWithoutEnd, {"coroutines_take_as_others_do"}),
     (TakesAnyLimit, {"a_limit_must_make_sense"}),
     (TakesAnyTimeoutToo, {"a_timeout_must_make_sense"}),
     (ConsumerStaysOpen, {"leaving_with_closes", "an_exception_that_leaves_with_goes_on"}),

@@ -583,7 +583,7 @@ def test_closing_wakes_the_other_threads_get(make: Make, kind: str, call: str) -
     source.close()
     waiting.join(20)
     assert not waiting.is_alive()
-    assert ["closed while another thread waited" in str(error) for error in errors] == [True]
+    assert ["closed while another call waited" in str(error) for error in errors] == [True]
     with pytest.raises(ConsumerClosed, match="get another one from the queue"):
         source.get()
 
@@ -762,7 +762,7 @@ def test_closing_wakes_the_other_threads_put(make: Make, call: str) -> None:
     out.close()
     waiting.join(20)
     assert not waiting.is_alive()
-    assert ["closed while another thread waited" in str(error) for error in errors] == [True]
+    assert ["closed while another call waited" in str(error) for error in errors] == [True]
     assert queue.qsize() == 1
 
 

@@ -42,6 +42,7 @@ CALLS_OF_A_QUEUE = {
     "close",
     "cancel",
     "join",
+    "ajoin",
     "statistics",
     "explain",
     "qsize",

@@ -148,6 +148,134 @@ def test_no_sleeper_is_ever_without_a_count_or_a_token(seed: int) -> None:
     assert tokens.given >= asleep
 
 
+# Coroutines among the sleepers
+
+
+class Bell:
+    """Counts tokens, as long as there is anybody whom they could wake."""
+
+    def __init__(self) -> None:
+        self.counted = 0
+        self.given = 0
+        self.log: list[int] = []
+        self.is_dead = False
+
+    def waiting(self) -> int:
+        return self.counted
+
+    def ring(self, n: int) -> int:
+        self.log.append(n)
+        if self.is_dead:
+            self.counted = 0
+            return 0
+        self.given += n
+        self.counted -= n
+        return n
+
+
+def mixed(threads: int, coroutines: int) -> tuple[list[int], Tokens, Bell, Condition]:
+    head, tokens, condition = made()
+    bell = condition.bell = Bell()
+    head[0] = threads + coroutines
+    bell.counted = coroutines
+    return head, tokens, bell, condition
+
+
+@pytest.mark.parametrize(
+    ("threads", "coroutines", "n", "to_threads", "to_coroutines"),
+    [
+        (2, 0, 1, 1, 0),
+        (0, 2, 1, 0, 1),
+        (0, 2, 9, 0, 2),
+        (2, 2, 3, 1, 2),
+        (1, 3, 4, 1, 3),
+        (3, 1, 4, 3, 1),
+        (5, 1, 4, 3, 1),
+        (1, 5, 4, 1, 3),
+    ],
+)
+def test_both_kinds_of_sleepers_are_woken(
+    threads: int, coroutines: int, n: int, to_threads: int, to_coroutines: int
+) -> None:
+    head, tokens, bell, condition = mixed(threads, coroutines)
+    condition.notify(n)
+    assert (tokens.given, bell.given) == (to_threads, to_coroutines)
+    assert bell.counted == coroutines - to_coroutines
+    assert head == [threads + coroutines - to_threads - to_coroutines]
+
+
+def test_they_are_woken_by_turns() -> None:
+    _, tokens, bell, condition = mixed(3, 3)
+    given: list[tuple[int, int]] = []
+    for _ in range(6):
+        condition.notify()
+        given.append((tokens.given, bell.given))
+    assert given == [(0, 1), (1, 1), (1, 2), (2, 2), (2, 3), (3, 3)]
+
+
+def test_threads_are_woken_where_no_loop_lives() -> None:
+    head, tokens, bell, condition = mixed(2, 3)
+    bell.is_dead = True
+    condition.notify()
+    assert (tokens.given, bell.counted, head) == (1, 0, [1])
+    condition.notify()
+    assert (tokens.given, head, bell.log) == (2, [0], [1])
+
+
+def test_who_leaves_takes_back_what_is_its_own() -> None:
+    """A thread for which there is a token does not uncount a coroutine."""
+    head, tokens, bell, condition = mixed(1, 1)
+    condition._loops_turn = False
+    condition.notify()
+    assert (tokens.given, bell.given, head) == (1, 0, [1])
+    condition.retract()
+    assert (tokens.given, head) == (0, [1])
+    bell.counted = 0
+    condition.retract_coroutine()
+    assert head == [0]
+    condition.retract_coroutine()
+    assert head == [0]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_neither_kind_of_sleeper_is_ever_without_a_count_or_a_token(seed: int) -> None:
+    dice = random.Random(seed)
+    head, tokens, bell, condition = mixed(0, 0)
+    threads = coroutines = 0
+    for _ in range(500):
+        move = dice.random()
+        if move < 0.2:
+            condition.announce()
+            threads += 1
+        elif move < 0.4:
+            condition.announce()
+            bell.counted += 1
+            coroutines += 1
+        elif move < 0.6:
+            condition.notify(dice.randrange(4))
+        elif move < 0.62:
+            condition.notify_all()
+        elif move < 0.8 and threads:
+            threads -= 1
+            if not (dice.random() < 0.7 and condition.sleep(0)) and dice.random() < 0.9:
+                condition.retract()
+        elif coroutines:
+            coroutines -= 1
+            if bell.given and dice.random() < 0.7:
+                bell.given -= 1
+            elif bell.counted and dice.random() < 0.9:
+                bell.counted -= 1
+                condition.retract_coroutine()
+            elif bell.given:
+                bell.given -= 1
+        assert head[0] - bell.counted + tokens.given >= threads
+        assert bell.counted + bell.given >= coroutines
+        assert head[0] >= bell.counted >= 0
+    condition.notify_all()
+    assert tokens.given >= threads
+    assert bell.given >= coroutines
+
+
 def test_tokens_wake_threads() -> None:
     tokens: Semaphore = TokenQueue()
     assert tokens.acquire(False) is False

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import pytest
 
@@ -22,6 +23,9 @@ from iterable_queue import _mutex
 from iterable_queue._cells import (
     BROKEN,
     HEAD_SIZE,
+    LOOP_END,
+    LOOP_ITEM,
+    LOOP_ROOM,
     SLOT_SIZE,
     STATE,
     WAIT_END,
@@ -31,7 +35,14 @@ from iterable_queue._cells import (
 from iterable_queue._directory import FIRST_SLOTS, Address, make_directory, remove
 from iterable_queue._errors import ChannelBroken, RemoteTraceback
 from iterable_queue._runtime import SLICE_S, is_lock_busy
-from iterable_queue._shared_runtime import ERRORS, PATIENCE, SharedErrors, SharedRuntime, private
+from iterable_queue._shared_runtime import (
+    ERRORS,
+    PATIENCE,
+    Fifo,
+    SharedErrors,
+    SharedRuntime,
+    private,
+)
 from tests.conftest import FORKS, Processes
 
 
@@ -359,6 +370,87 @@ def test_a_sleeper_is_woken_across(address: Address) -> None:
     other.items.notify()
     assert woken.wait(20)
     sleeper.join()
+
+
+# FIFOs
+
+
+def bell_of(runtime: SharedRuntime) -> Fifo:
+    bell = runtime.items.bell
+    assert isinstance(bell, Fifo)
+    return bell
+
+
+def test_a_bell_that_nobody_listens_to_counts_nobody(address: Address) -> None:
+    """Neither before there is a FIFO, nor once all are gone who had it open."""
+    one, other = bell_of(SharedRuntime(address)), bell_of(SharedRuntime(address))
+    for _ in range(2):
+        one.count()
+        one.count()
+        assert other.waiting() == 2
+        assert other.ring(1) == 0
+        assert one.waiting() == 0
+        os.close(one.open())
+
+
+def test_a_bell_wakes_any_process(address: Address) -> None:
+    one, other = bell_of(SharedRuntime(address)), bell_of(SharedRuntime(address))
+    fds = [one.open(), other.open()]
+    try:
+        for _ in range(3):
+            one.count()
+        assert one.uncount()
+        assert other.ring(2) == 2
+        assert one.waiting() == 0
+        assert not one.uncount()
+        assert os.read(fds[0], 1) + os.read(fds[1], 9) == bytes(2)
+        with pytest.raises(BlockingIOError):
+            os.read(fds[0], 1)
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def test_each_condition_has_its_bell(address: Address) -> None:
+    runtime = SharedRuntime(address)
+    conditions = runtime.items, runtime.room, runtime.end
+    bells = [condition.bell for condition in conditions]
+    assert all(isinstance(bell, Fifo) for bell in bells)
+    assert len({bell.path for bell in bells if isinstance(bell, Fifo)}) == 3
+    for n, bell in enumerate(bells, 1):
+        for _ in range(n):
+            cast("Fifo", bell).count()
+    assert [runtime.head[cell] for cell in (LOOP_ITEM, LOOP_ROOM, LOOP_END)] == [1, 2, 3]
+
+
+def test_a_bell_that_has_been_rung_enough(address: Address) -> None:
+    """A FIFO that is full holds tokens enough; where files run out, sleepers look by themselves."""
+    bell = bell_of(SharedRuntime(address))
+    fd = bell.open()
+    try:
+        for _ in range(30):
+            for _ in range(4096):
+                bell.count()
+            assert bell.ring(4096) == 4096
+        assert bell.waiting() == 0
+        bell.count()
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (fd + 1, limit[1]))
+        try:
+            assert bell.ring(1) == 1
+            assert bell.waiting() == 1, "who sleeps still counts"
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    finally:
+        os.close(fd)
+
+
+def test_a_bell_in_a_directory_that_is_gone(address: Address) -> None:
+    bell = Fifo(f"{address.path}/none/bell", [0] * HEAD_SIZE, LOOP_ITEM)
+    with pytest.raises(ChannelBroken):
+        bell.open()
+    bell.count()
+    assert bell.ring(1) == 0
 
 
 def test_the_clock_is_the_same_everywhere(address: Address) -> None:

@@ -116,7 +116,7 @@ LACKING = "doubles_lacking_one_member.py"
 HEADER = """\
 # pyright: reportUnusedImport=false
 from __future__ import annotations
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Generic, Self
 from iterable_queue import Consumer, Producer, Worker
@@ -126,8 +126,11 @@ from tests.typing.doubles import Loop, Sink, Source, T, T_co, T_contra
 DOUBLES = {"Sink": "Producer", "Source": "Consumer", "Loop": "Worker"}
 
 MEMBERS_OF_EVERY_END = {"closed", "close", "qsize", "empty", "full", "__enter__", "__exit__"}
-MEMBERS_TO_PUT = {"put", "put_nowait", "put_many", "fail", "clone"}
-MEMBERS_TO_GET = {"get", "get_nowait", "get_many", "clone", "__iter__", "__next__"}
+MEMBERS_TO_PUT = {"put", "put_nowait", "put_many", "aput", "fail", "clone"}
+MEMBERS_TO_GET = {
+    *("get", "get_nowait", "get_many", "aget", "aget_many", "clone"),
+    *("__iter__", "__next__", "__aiter__", "__anext__"),
+}
 MEMBERS = {
     "Sink": MEMBERS_OF_EVERY_END | MEMBERS_TO_PUT,
     "Source": MEMBERS_OF_EVERY_END | MEMBERS_TO_GET,
@@ -140,7 +143,7 @@ def members(*classes: ast.ClassDef) -> dict[str, str]:
     found: dict[str, str] = {}
     for node in (node for each in classes for node in each.body):
         match node:
-            case ast.FunctionDef(name=name) if name != "__init__":
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) if name != "__init__":
                 node.body = [ast.Raise(ast.Name("NotImplementedError"))]
                 found[name] = ast.unparse(node)
             case ast.Assign(targets=[ast.Name(id=name)]):

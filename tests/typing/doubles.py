@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -51,6 +51,9 @@ class Sink(End, Generic[T_contra]):
     def put_nowait(self, item: T_contra) -> None:
         self.put(item)
 
+    async def aput(self, item: T_contra, timeout: float | None = None) -> None:
+        self.put(item)
+
     def put_many(self, iterable: Iterable[T_contra]) -> None:
         for item in iterable:
             self.put(item)
@@ -77,6 +80,12 @@ class Source(End, Generic[T_co]):
     def get_many(self, limit: int) -> list[T_co]:
         return [self.get()]
 
+    async def aget(self, timeout: float | None = None) -> T_co:
+        return self.get()
+
+    async def aget_many(self, limit: int) -> list[T_co]:
+        return self.get_many(limit)
+
     def clone(self) -> Source[T_co]:
         return Source()
 
@@ -84,6 +93,12 @@ class Source(End, Generic[T_co]):
         return self
 
     def __next__(self) -> T_co:
+        return self.get()
+
+    def __aiter__(self) -> AsyncIterator[T_co]:
+        return self
+
+    async def __anext__(self) -> T_co:
         return self.get()
 
 
@@ -97,6 +112,9 @@ class Loop(End, Generic[T]):
         self._items.append(item)
 
     def put_nowait(self, item: T) -> None:
+        self.put(item)
+
+    async def aput(self, item: T, timeout: float | None = None) -> None:
         self.put(item)
 
     def put_many(self, iterable: Iterable[T]) -> None:
@@ -114,6 +132,12 @@ class Loop(End, Generic[T]):
     def get_many(self, limit: int) -> Sequence[T]:
         return (self.get(),)
 
+    async def aget(self, timeout: float | None = None) -> T:
+        return self.get()
+
+    async def aget_many(self, limit: int) -> Sequence[T]:
+        return self.get_many(limit)
+
     def clone(self) -> Self:
         return self
 
@@ -121,6 +145,12 @@ class Loop(End, Generic[T]):
         return self
 
     def __next__(self) -> T:
+        return self.get()
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        return self
+
+    async def __anext__(self) -> T:
         return self.get()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import assert_type
 
 from iterable_queue import Consumer, Endpoint, Producer, Worker
@@ -161,3 +161,32 @@ def a_consumer_is_an_iterable(source: Consumer[int], tree: Worker[int]) -> None:
     items: Iterable[int] = source
     again: Iterator[int] = tree
     print(items, again)
+
+
+async def a_producer_takes_items_of_coroutines(out: Producer[int], tree: Worker[int]) -> None:
+    await out.aput(1)
+    await out.aput(True, 0.5)
+    await out.aput(1, timeout=None)
+    await out.aput("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await out.aput(1, timeout="1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await tree.aput(1)
+    await tree.aput("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def a_consumer_gives_items_to_coroutines(source: Consumer[int], tree: Worker[int]) -> None:
+    assert_type(await source.aget(), int)
+    assert_type(await source.aget(0.5), int)
+    assert_type(await source.aget(timeout=None), int)
+    assert_type(await source.aget_many(10), Sequence[int])
+    assert_type(aiter(source), AsyncIterator[int])
+    assert_type(await anext(source), int)
+    async for n in source:
+        assert_type(n, int)
+    assert_type(await tree.aget(), int)
+    async for n in tree:
+        assert_type(n, int)
+
+
+async def the_ends_are_apart_in_coroutines(out: Producer[int], source: Consumer[int]) -> None:
+    await out.aget()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+    await source.aput(1)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
