@@ -173,7 +173,8 @@ def test_items_cross_and_the_iteration_ends(make: Make, maxsize: int) -> None:
 
 def test_items_of_all_sorts(make: Make) -> None:
     """Plain ones, those that are pickled, large ones and bytes, on each kind of queue."""
-    items = [1, "two", (3,), {"four": 4}, b"5" * 100_000, "6" * 100_000, None]
+    items: list[Any] = [1, "two", (3,), {"four": 4}, b"5" * 100_000, "6" * 100_000, None]
+    items += [bytearray(b"7"), bytearray(b"8" * 100_000)]
 
     async def main(iq: IterableQueue[Any]) -> list[Any]:
         with iq:

@@ -788,7 +788,9 @@ class _Putting(Endpoint, Generic[T]):
 
         def attempt() -> bool:
             if not self._ready:
-                raise ProducerClosed(f"{self._name} was closed while another call waited in put_many")
+                raise ProducerClosed(
+                    f"{self._name} was closed while another call waited in put_many"
+                )
             while payloads:
                 if not self._ledger.put(self.slot, self.number, payloads[0], self._is_worker):
                     return False
