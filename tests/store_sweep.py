@@ -454,12 +454,12 @@ def watch_effects(meter: Meter) -> None:
 
         patch(_fence, gate=gate)
 
-    parts = _directory._parts
+    parts = _directory.parts
 
     def counted_parts(context: Any) -> tuple[Any, str]:
         return CountedSemLock, parts(context)[1]
 
-    patch(_directory, _parts=counted_parts)
+    patch(_directory, parts=counted_parts)
 
     def begin_segment(segment: Any, file: int, fd: int) -> None:
         segment.file = file
@@ -2727,7 +2727,7 @@ def _begin_world(board: Board, stacks: Any) -> None:
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
     gc.freeze()
     # Deaths are found at once, and a sleeper looks soon. Claims grow whatever time they take.
-    patch(_directory, _base=lambda: board.base, _swept_at=time.monotonic())
+    patch(_directory, place_for_new=lambda: board.base, _swept_at=time.monotonic())
     patch(_shared, LOOK_S=0.0)
     patch(_runtime, SLICE_S=0.02)
     patch(log, CLAIM_NS=1 << 50)

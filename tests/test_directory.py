@@ -40,7 +40,7 @@ def semaphores(token: str) -> set[str]:
 @pytest.fixture
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where queues are made in this test; nothing has been swept yet."""
-    monkeypatch.setattr(_directory, "_base", lambda: str(tmp_path))
+    monkeypatch.setattr(_directory, "place_for_new", lambda: str(tmp_path))
     monkeypatch.setattr(_directory, "_swept_at", -1e9)
     return tmp_path
 
@@ -158,7 +158,7 @@ def test_what_is_no_context_is_refused_by_name(base: Path) -> None:
 def test_no_room_leaves_nothing(base: Path, fails: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if fails == "mutex" and not _mutex.is_supported():
         pytest.skip("there are no robust mutexes here")
-    semlock, package = _directory._parts(None)
+    semlock, package = _directory.parts(None)
     made = list[str]()
 
     def no_room(*args: object) -> None:
@@ -182,7 +182,7 @@ def test_no_room_leaves_nothing(base: Path, fails: str, monkeypatch: pytest.Monk
     def parts(context: object) -> tuple[type, str]:
         return Scarce, package
 
-    monkeypatch.setattr(_directory, "_parts", parts)
+    monkeypatch.setattr(_directory, "parts", parts)
     with pytest.raises(OSError, match="no room"):
         make_directory(None)
     assert list(base.iterdir()) == []
@@ -224,7 +224,7 @@ def test_shared_memory_if_it_has_room(
 
     monkeypatch.setattr("os.access", access)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert _directory._base() == (str(tmp_path) if expected == "tmp" else expected)
+    assert _directory.place_for_new() == (str(tmp_path) if expected == "tmp" else expected)
 
 
 def test_a_queue_without_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -414,4 +414,4 @@ def test_a_link_is_not_followed(base: Path, tmp_path_factory: pytest.TempPathFac
 
 
 def test_one_that_others_sweep_at_the_same_time(base: Path) -> None:
-    assert not _directory._is_left(str(base / "gone"))
+    assert not _directory.is_left(str(base / "gone"))

@@ -14,6 +14,7 @@ STATE: Final = 0  # CLOSED | CANCELLED | ABANDONED | BROKEN
 MAXSIZE: Final = 1  # most items queued; 0: unbounded
 LEAN: Final = 2  # of the hand-outs, those counted in hands
 TAKEN: Final = 3  # hand-outs to user code under the lock
+LAYOUT: Final = 4  # LAYOUT_OF_THIS; 0 while the queue is being made
 LOST: Final = 5  # items in the hands of killed consumers, not handed out again
 RETURNED: Final = 6  # hand-outs taken back: undelivered ones of a closed consumer, redeliveries
 REDELIVERED: Final = 7  # of these, those of killed consumers
@@ -35,6 +36,7 @@ HOLDER: Final = 22  # slot of the process inside the lock; negated pid of one wi
 CANCEL_ON_FAILURE: Final = 23  # 1: a failure cancels the queue
 HANDLE: Final = 25  # slot of the process that alone can make endpoints; 0: others may, or none
 REDELIVER: Final = 24  # times that an item is handed out at most if its takers are killed; 0: once
+MADE_AT: Final = 28  # when the queue was made, ns since 1970
 LOCKLESS: Final = 27  # 1: producers put and consumers take without the lock (see `_channels.log`)
 WATCHED: Final = 26  # above 0: somebody is told of each endpoint made (see `Core.watch`)
 ROLL: Final = 32  # above 0: the channel has a plan to be rolled forward (see `_channels.log`)
@@ -43,6 +45,9 @@ LOOP_ROOM: Final = 34  # likewise, of those in WAIT_ROOM
 LOOP_END: Final = 35  # likewise, of those in WAIT_END
 CHANNEL: Final = 36  # from here on the cells are the channel's
 HEAD_SIZE: Final = 64
+
+LAYOUT_OF_THIS: Final = int.from_bytes(b"iterq\0\1", "big")
+"""What these cells mean, and where they are. Its last byte is raised by whoever changes that."""
 
 # Bits of STATE.
 CLOSED: Final = 1
@@ -75,6 +80,10 @@ DEALT_WITH: Final = 23  # of a dead one on a queue that redelivers: items in han
 TEXT: Final = 24  # the line of user code that made it, as bytes
 LANE_CELLS: Final = 19  # of a lane, which has no claim and no text: from here on, the channel's
 SLOT_SIZE: Final = 40
+
+# The cells of slot 0 are those of a slot for nobody but lane 0, so there is room for another text.
+SITE: Final = 1
+"""From here on: the line of user code that made the queue, as bytes; as long as a slot's TEXT."""
 
 NUMBER_MASK: Final = (1 << 46) - 1
 WRITABLE: Final = 1 << 46

@@ -208,6 +208,10 @@ class Core:
     """Likewise, one that says how many there are."""
     log: LogChannel | None = None
     """Where producers put and consumers take without the lock, on a queue for processes."""
+    place: str | None = None
+    """The queue's directory, by which others find it; None: there is none."""
+    others_may_look = True
+    """Whether another thread than that of the caller may ask for statistics."""
     watcher: Callable[[object], None] | None = None
     """For threads: what `watch` calls."""
     endpoint_set: Callable[[], Any] = WeakSet

@@ -13,7 +13,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
-from iterable_queue import _mutex
+from iterable_queue import _mutex, _news
 from iterable_queue._cells import HEAD_SIZE, SLOT_SIZE
 from iterable_queue._channels.log import reserve
 from iterable_queue._liveness import is_held, runs
@@ -56,10 +56,10 @@ def lock_name(address: Address) -> str:
 
 def make_directory(context: Context | None) -> Address:
     """A new directory with its cells, and new semaphores. Raises OSError if there is no room."""
-    semlock, package = _parts(context)
+    semlock, package = parts(context)
     _sweep(semlock)
     token = os.urandom(8).hex()
-    path = f"{_base()}/{PREFIX}{os.geteuid()}-{os.getpid()}-{token}"
+    path = f"{place_for_new()}/{PREFIX}{os.geteuid()}-{os.getpid()}-{token}"
     address = Address(path, token, semlock, package)
     os.mkdir(path, 0o700)
     try:
@@ -79,7 +79,7 @@ def make_directory(context: Context | None) -> Address:
     return address
 
 
-def _parts(context: Context | None) -> tuple[type[SemLock], str]:
+def parts(context: Context | None) -> tuple[type[SemLock], str]:
     """The C type of the context's locks, and the package that it belongs to."""
     if context is None:
         import multiprocessing
@@ -102,7 +102,7 @@ def _parts(context: Context | None) -> tuple[type[SemLock], str]:
     return semlock, str(module)
 
 
-def _base() -> str:
+def place_for_new() -> str:
     """Where directories of queues are made."""
     try:
         room = os.statvfs("/dev/shm")
@@ -149,15 +149,40 @@ def _sweep(semlock: type[SemLock]) -> None:
     if now - _swept_at < 60:
         return
     _swept_at = now
-    base = _base()
+    for path in directories(place_for_new()):
+        if is_left(path):
+            remove_left(path, semlock)
+
+
+def places() -> list[str]:
+    """Where directories of queues may be: shared memory, and the temporary directory."""
+    import tempfile
+
+    return [path for path in ("/dev/shm", tempfile.gettempdir()) if os.path.isdir(path)]
+
+
+def directories(place: str) -> list[str]:
+    """What is in *place* and has the name of a queue's directory of this user."""
     mine = f"{PREFIX}{os.geteuid()}-"
-    for name in os.listdir(base):
-        path = f"{base}/{name}"
-        if name.startswith(mine) and _is_left(path):
-            remove(Address(path, name.rpartition("-")[2], semlock, ""))
+    return [f"{place}/{name}" for name in os.listdir(place) if name.startswith(mine)]
 
 
-def _is_left(path: str) -> bool:
+def maker_of(path: str) -> int:
+    """The pid of the process that made the queue in *path*. Raises ValueError: it names none."""
+    return int(path.rpartition("/")[2].split("-")[2])
+
+
+def remove_left(path: str, semlock: type[SemLock]) -> None:
+    """Remove a queue all of whose processes were killed: see `is_left`."""
+    remove(Address(path, path.rpartition("-")[2], semlock, ""))
+    _news.note(
+        _news.INFO,
+        "removed what was left when all processes of a queue were killed; queue %s",
+        path,
+    )
+
+
+def is_left(path: str) -> bool:
     """Whether nobody lives who takes part in the queue in *path*, or is just making it."""
     try:
         status = os.lstat(path)
@@ -170,7 +195,7 @@ def _is_left(path: str) -> bool:
     locks = [name for name in names if name[0] in "pl" and "." not in name]
     if not any(name.startswith("p") for name in locks):
         try:
-            return not runs(int(path.split("-")[-2]))
-        except ValueError:
+            return not runs(maker_of(path))
+        except (ValueError, IndexError):
             return False
     return not any(is_held(f"{path}/{name}") for name in locks)

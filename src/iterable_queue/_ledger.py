@@ -67,7 +67,7 @@ Invariants (with the lock free, after `fold`)
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from queue import Empty
@@ -128,6 +128,7 @@ from iterable_queue._cells import (
     RETURNED,
     ROAD,
     SENT,
+    SITE,
     SLOT_SIZE,
     SLOTS,
     STAMP,
@@ -170,6 +171,12 @@ LARGEST: Final = (1 << 63) - 1
 
 class IllegalTransition(RuntimeError):
     """A bug in this library: a transition that the state machine does not have."""
+
+
+def _text(words: Iterable[int]) -> str:
+    """The text that `_words` has made cells of."""
+    raw = b"".join(word.to_bytes(8, "little", signed=True) for word in words)
+    return raw.rstrip(b"\0").decode("utf-8", "replace")
 
 
 @lru_cache(maxsize=64)
@@ -678,6 +685,8 @@ class Ledger:
         cells[base + KIND] = kind
         if kind == QUEUE:
             head[HANDLE] = self.me
+            for field, word in enumerate(_words(site), SITE):  # which outlives its slot
+                cells[field] = word
         elif kind == PRODUCER:
             head[PRODUCERS] += 1
         elif kind == CONSUMER:
@@ -1001,7 +1010,6 @@ class Ledger:
         """One slot, read out."""
         base = slot * SLOT_SIZE
         row = list(self.cells[base : base + SLOT_SIZE])
-        text = b"".join(cell.to_bytes(8, "little", signed=True) for cell in row[TEXT:])
         return SlotView(
             slot,
             row[KIND],
@@ -1014,7 +1022,7 @@ class Ledger:
             row[IN_HAND] + (self.claims.in_claim(slot) if self.claims is not None else 0),
             row[BLOCKED],
             row[STAMP],
-            text.rstrip(b"\0").decode("utf-8", "replace"),
+            _text(row[TEXT:]),
         )
 
     def views(self, *kinds: int) -> Iterator[SlotView]:
@@ -1023,6 +1031,10 @@ class Ledger:
             kind = self.cells[slot * SLOT_SIZE + KIND]
             if kind != FREE and (not kinds or kind in kinds):
                 yield self.view(slot)
+
+    def site(self) -> str:
+        """The line of user code that made the queue."""
+        return _text(self.cells[SITE : SITE + SLOT_SIZE - TEXT])
 
     def state_name(self, *, fold: bool = True) -> str:
         """The state in one word, as `Statistics.state` has it. For *fold* see `in_hand`."""

@@ -46,7 +46,7 @@ def try_hold(path: str) -> int | None:
 def is_held(path: str) -> bool:
     """Whether a living process holds the lock on the file."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return False
     try:

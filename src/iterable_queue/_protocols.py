@@ -194,6 +194,36 @@ class SupportsPutGet(Protocol[T]):
         ...
 
 
+class Recording(Protocol):
+    """What `IterableQueue.record` makes. Leaving `with recording:` closes it.
+
+    Attributes:
+        path: the file.
+        error: why it ended early (the disk is full, say); None: it did not.
+    """
+
+    path: str
+    error: Exception | None
+
+    def sample(self) -> None:
+        """Take a sample now. Does nothing once the recording has ended, or in a forked child.
+
+        Raises OSError where it can't be written.
+        """
+
+    def close(self) -> None:
+        """Take a last sample and end. Closing again, or in a forked child, does nothing."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None: ...
+
+
 class Statistics(NamedTuple):
     """A snapshot of a queue. Each total lies between its values at the call's start and end."""
 

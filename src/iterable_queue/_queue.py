@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable
+from os import PathLike
 from types import TracebackType
 from typing import (
     TYPE_CHECKING,
@@ -35,6 +36,7 @@ from iterable_queue._protocols import (
     Consumer,
     Context,
     Producer,
+    Recording,
     Statistics,
     SupportsPutGet,
     Worker,
@@ -289,6 +291,25 @@ class IterableQueue(Generic[T]):
         core = self._here()
         core.look()
         return core.transact(explain, core)
+
+    def record(self, path: str | PathLike[str], *, interval: float | None = 0.1) -> Recording:
+        """Write `statistics()` to a file from now on, for `python -m iterable_queue plot`.
+
+        Each sample is a line of JSON. They are taken by a daemon thread of this process, until the
+        recording is closed or all is finished; in between, neither the queue nor the process is
+        kept alive or waited for. Where the queue is one for processes, it takes no lock.
+
+        Args:
+            path: the file; what it holds already is lost.
+            interval: seconds between two samples; None: only those that `sample()` takes.
+
+        Raises:
+            OSError: the file can't be written.
+            TypeError, ValueError: *interval* is not a number above 0, or None.
+        """
+        from iterable_queue._recorder import FileRecording
+
+        return FileRecording(self._here(), path, interval)
 
     if not TYPE_CHECKING:  # for type checkers, there is no such thing
 

@@ -49,7 +49,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
 from iterable_queue import _cells as cells_
-from iterable_queue import _fence, _forks
+from iterable_queue import _fence, _forks, _news
 from iterable_queue._cells import (
     BROKEN,
     CONSUMER,
@@ -140,6 +140,7 @@ class SharedCore(Core):
         self._log = log
         log.begin(self.ledger)
         self.address = address
+        self.place = address.path
         self._shared_runtime = runtime
         self._life = -1
         """Descriptor of the lock that shows that this process lives."""
@@ -157,6 +158,7 @@ class SharedCore(Core):
         self._left = False
         self._begun = False
         self._looked_at = 0.0
+        self._noted_broken = False
         self._nameless_since = 0.0
         """When the lock was first found so, if it was without a gap since."""
         self._leases = _Leases(address.path, self.ledger.head, self.ledger.hands)
@@ -230,6 +232,8 @@ class SharedCore(Core):
                 "holds it: that can't be told apart. Make a new queue"
             )
             self.ledger.mark_broken(self.runtime.errors.pack(ChannelBroken(text)))
+            self._note_broken(text)
+            _news.tell()
             raise self.ledger.refusal()
 
     def _is_stuck(self) -> bool:
@@ -328,9 +332,12 @@ class SharedCore(Core):
     def look(self) -> None:
         if time.monotonic() - self._looked_at >= LOOK_S:
             self._looked_at = time.monotonic()
-            self._check_directory()
-            dead = [v.slot for v in self.ledger.views(PROCESS) if not self.is_alive(v.slot)]
-            self.try_transact(BRIEFLY_S, partial(self._look, dead))
+            try:
+                self._check_directory()
+                dead = [v.slot for v in self.ledger.views(PROCESS) if not self.is_alive(v.slot)]
+                self.try_transact(BRIEFLY_S, partial(self._look, dead))
+            finally:
+                _news.tell()
         else:
             super().look()
 
@@ -338,7 +345,14 @@ class SharedCore(Core):
         """Raises if somebody else has removed it; then everybody would seem to be dead."""
         if not os.path.exists(f"{self.address.path}/cells"):
             self.ledger.head[STATE] |= BROKEN
+            self._note_broken("its directory was removed by somebody else")
             raise self.ledger.refusal()
+
+    def _note_broken(self, why: str) -> None:
+        """Once in each process: a queue that is broken stays so."""
+        if not self._noted_broken:
+            self._noted_broken = True
+            _news.note(_news.ERROR, "broken: %s; queue %s", why, self.address.path)
 
     def look_now_and_then(self) -> None:
         self.look()
@@ -351,11 +365,13 @@ class SharedCore(Core):
                 self._bury_process(self.ledger.view(slot))
         for view in self.ledger.views(PRODUCER, CONSUMER, WORKER):
             if not view.owner and not self._may_be_held(view):
-                self.end(
-                    view,
+                how = (
                     "was never taken: every process that could have held it has ended, or dropped "
-                    "it",
+                    "it"
                 )
+                self.end(view, how)
+                name = f"{KIND_NAMES[view.kind]} {view.number}"
+                _news.note(_news.WARNING, "%s %s; queue %s", name, how, self.address.path)
         self.ledger.settle()
 
     def _may_be_held(self, view: SlotView) -> bool:
@@ -375,13 +391,38 @@ class SharedCore(Core):
             "stderr shows. Under spawn and forkserver, start processes below "
             "`if __name__ == '__main__':` only"
         )
+        ended: list[str] = []
+        head = self.ledger.head
+        before = head[cells_.LOST], head[cells_.REDELIVERED]
         for view in self.ledger.views(PRODUCER, CONSUMER, WORKER, QUEUE):
             if view.owner == process.slot:
                 self.bury_endpoint(view, how)
                 self._unlink(self._name("h", view.slot))
             elif view.kind == QUEUE and view.maker == process.slot:
                 self.end(view, how)
+            else:
+                continue
+            name = KIND_NAMES[view.kind]
+            ended.append(f"the {name}" if view.kind == QUEUE else f"{name} {view.number}")
         self._release(process.slot)
+        self._note_death(process.number, how, ended, before)
+
+    def _note_death(self, pid: int, how: str, ended: list[str], before: tuple[int, int]) -> None:
+        """A process was found dead; *before* are the counts of lost and redelivered items."""
+        path, head = self.address.path, self.ledger.head
+        what = f"process {pid}" if pid else "a process"
+        if not pid:
+            how = "ended before it began to run"
+        text = "%s %s; what it had open has ended: %s; queue %s"
+        _news.note(_news.WARNING, text, what, how, ", ".join(ended) or "nothing", path)
+        lost, redelivered = head[cells_.LOST] - before[0], head[cells_.REDELIVERED] - before[1]
+        if lost:
+            _news.note(
+                _news.WARNING, "%d item(s) in hand of %s are lost; queue %s", lost, what, path
+            )
+        if redelivered:
+            text = "%d item(s) in hand of %s are handed out again; queue %s"
+            _news.note(_news.INFO, text, redelivered, what, path)
 
     def kept_in_hand(self, view: SlotView) -> list[tuple[Any, int]]:
         try:
@@ -802,9 +843,12 @@ def make_shared_core(
             core = SharedCore(address)
             lockless = not deliveries and _fence.is_supported()
             core.ledger.set_up(maxsize, cancel=cancel, deliveries=deliveries, lockless=lockless)
+            core.ledger.head[cells_.MADE_AT] = time.time_ns()
+            core.ledger.head[cells_.LAYOUT] = cells_.LAYOUT_OF_THIS
             core.register()
         except BaseException:
             remove(address)
             raise
         _attached[address.path] = core
+    _news.tell()
     return core

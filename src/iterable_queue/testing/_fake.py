@@ -328,6 +328,8 @@ class _Core(Core):
         book: the ledger, which keeps the log.
     """
 
+    others_may_look = False
+
     def __init__(self, runtime: _Runtime, ledger: _Ledger) -> None:
         super().__init__(runtime, ledger)
         self.leaks = None

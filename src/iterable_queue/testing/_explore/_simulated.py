@@ -500,6 +500,7 @@ class SimulatedCore(Core):
 
     # Held until the schedule is over, so that no moment of it depends on the collector.
     endpoint_set: Callable[[], Any] = set
+    others_may_look = False
 
     def __init__(self, shared: SharedQueue, actor: Actor) -> None:
         super().__init__(shared.runtime, SimulatedLedger(shared.runtime, shared.channel))
