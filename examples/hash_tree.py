@@ -350,7 +350,13 @@ def end(processes: Sequence[BaseProcess]) -> None:
 
 
 def hash_tree(
-    root: bytes, out: BinaryIO, display: Display, *, walkers: int, hashers: int
+    root: bytes,
+    out: BinaryIO,
+    display: Display,
+    *,
+    walkers: int,
+    hashers: int,
+    recording: str | None = None,
 ) -> Summary:
     """Write a line for each file below `root`; raise whatever kept the result from being whole."""
     summary = Summary()
@@ -378,13 +384,14 @@ def hash_tree(
                     processes.append(started(walk, directories.get_worker(), *walker_ends))
             for queue in (directories, files, records):
                 queue.close()  # all endpoints are made; now the loops can come to an end
-            for record in results:
-                summary.add(record)
-                if isinstance(record, Hashed):
-                    out.write(sha256sum_line(record))
-                elif isinstance(record, Problem):
-                    display.message(f"{for_people(record.path)}: {record.text}")
-                display.progress(summary.files, files.qsize)
+            with files.record(recording) if recording else contextlib.nullcontext():
+                for record in results:
+                    summary.add(record)
+                    if isinstance(record, Hashed):
+                        out.write(sha256sum_line(record))
+                    elif isinstance(record, Problem):
+                        display.message(f"{for_people(record.path)}: {record.text}")
+                    display.progress(summary.files, files.qsize)
         for process in processes:
             process.join()
             if process.exitcode:
@@ -410,6 +417,7 @@ def main() -> int:
                 display,
                 walkers=options.walkers,
                 hashers=options.hashers,
+                recording=options.record,
             )
     except KeyboardInterrupt:
         display.message("interrupted: the result is INCOMPLETE")
@@ -450,6 +458,11 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--walkers", type=at_least_one, default=2, metavar="N")
     parser.add_argument(
         "--hashers", type=at_least_one, default=multiprocessing.cpu_count(), metavar="N"
+    )
+    parser.add_argument(
+        "--record",
+        metavar="FILE",
+        help="write there what the queue of files does, for `python -m iterable_queue plot FILE`",
     )
     parser.add_argument("--start-method", choices=multiprocessing.get_all_start_methods())
     return parser.parse_args()
