@@ -31,6 +31,11 @@ def path_of(queue: IterableQueue[Any]) -> str:
     return core_of(queue).address.path
 
 
+def slot_of(endpoint: Any) -> int:
+    slot: int = endpoint.slot
+    return slot
+
+
 def unbounded() -> IterableQueue[int]:
     return IterableQueue()
 
@@ -186,13 +191,14 @@ def test_errors_of_a_queue_that_goes() -> None:
 def test_when_a_producer_put_last() -> None:
     queue = unbounded()
     out, idle = queue.get_producer(), queue.get_producer()
-    out.put_many(str(n) for n in range(3000))  # some files full
-    slot: int = out.slot  # type: ignore[attr-defined]
+    for n in range(3000):  # some files full
+        out.put(n)
+    slot = slot_of(out)
     claims, seen = core_of(queue).ledger.claims, Look(path_of(queue)).ledger.claims
     assert claims is not None
     assert seen is not None
     assert seen.last_put(slot) == claims.last_put(slot) > 0
-    assert seen.last_put(idle.slot) == 0  # type: ignore[attr-defined]
+    assert seen.last_put(slot_of(idle)) == 0
 
 
 @lockless
@@ -210,7 +216,7 @@ def test_when_that_can_not_be_seen(hindrance: str, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(_look, "MOST_RECORDS", 10)
     assert "producer 1" in look.explain()
     assert look.ledger.claims is not None
-    assert look.ledger.claims.last_put(out.slot) == 0  # type: ignore[attr-defined]
+    assert look.ledger.claims.last_put(slot_of(out)) == 0
 
 
 # Nothing is changed

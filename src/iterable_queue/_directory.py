@@ -175,11 +175,8 @@ def maker_of(path: str) -> int:
 def remove_left(path: str, semlock: type[SemLock]) -> None:
     """Remove a queue all of whose processes were killed: see `is_left`."""
     remove(Address(path, path.rpartition("-")[2], semlock, ""))
-    _news.note(
-        _news.INFO,
-        "removed what was left when all processes of a queue were killed; queue %s",
-        path,
-    )
+    text = "removed what was left when all processes of a queue were killed; queue %s"
+    _news.note(_news.INFO, text, path)
 
 
 def is_left(path: str) -> bool:

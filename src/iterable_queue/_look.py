@@ -41,7 +41,7 @@ from iterable_queue._explain import explain, statistics
 from iterable_queue._ledger import Ledger
 from iterable_queue._liveness import is_held
 from iterable_queue._protocols import Statistics
-from iterable_queue._runtime import ThreadRuntime
+from iterable_queue._runtime import ErrorStore, ThreadRuntime
 from iterable_queue._shared_runtime import SharedErrors
 
 TRIES: Final = 50
@@ -129,6 +129,7 @@ def _copied(path: str) -> list[int]:
                 f"made by another version of iterable_queue (layout {head[LAYOUT]:x}, and not "
                 f"{LAYOUT_OF_THIS:x}); use that version to look at it"
             )
+        cells: list[int] = []
         for _ in range(TRIES):
             before = _read(fd, HEAD_SIZE)
             cells = _read(fd, HEAD_SIZE + max(before[SLOTS], 2) * SLOT_SIZE)
@@ -162,7 +163,7 @@ class _Runtime(ThreadRuntime):
         super().__init__(HEAD_SIZE, (cells_.WAIT_ITEM, cells_.WAIT_ROOM, cells_.WAIT_END))
         self.head[:] = cells[:HEAD_SIZE]
         self._cells = cells[HEAD_SIZE:]
-        self.errors = _Errors(path, self.head)
+        self.errors: ErrorStore = _Errors(path, self.head)
 
 
 class _Errors(SharedErrors):

@@ -9,12 +9,12 @@ import platform
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import textwrap
 from argparse import Namespace
 from collections.abc import Iterator
+from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 from typing import Final, NamedTuple
 
 from iterable_queue import _directory, _fence, _mutex
@@ -270,17 +270,17 @@ def trial(method: str) -> Check:
     name = f"trial under {method}"
     command = [sys.executable, "-m", "iterable_queue._command._trial", method]
     # A session of its own: whatever it has started can be ended with it.
-    with subprocess.Popen(
+    with Popen(
         command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdin=DEVNULL,
+        stdout=PIPE,
+        stderr=PIPE,
         text=True,
         start_new_session=True,
     ) as process:
         try:
             printed, errors = process.communicate(timeout=TRIAL_S)
-        except subprocess.TimeoutExpired:
+        except TimeoutExpired:
             _end(process.pid)
             return Check(name, BROKEN, f"not done within {TRIAL_S:g} s", _report("It hung."))
         except BaseException:

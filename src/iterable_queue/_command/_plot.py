@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from html import escape
 from itertools import pairwise
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from iterable_queue._protocols import Statistics
 
@@ -35,8 +35,9 @@ POINTS: Final = 240
 """Most points of a line."""
 MOST_TICKS: Final = 9
 """Of the time axis, after that at 0."""
-CHARACTER: Final = 6.4
-"""Width of a character of a legend, about, in pixels."""
+SOLID: Final = "\u2501\u2501"
+DASHED: Final = "\u2505\u2505"
+"""What stands for a line in a legend: as text, so that whatever the font is, it fits."""
 
 STYLE: Final = """
 svg { font: 12px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif }
@@ -47,10 +48,14 @@ svg { font: 12px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif
 .tick { fill: #59636e; font-size: 11px }
 .grid { stroke: #e3e7eb }
 .axis { stroke: #818b98 }
-.a, .b, .c, .limit { fill: none; stroke-width: 1.6; stroke-linejoin: round }
-.a { stroke: #0969da }
+.a, .b, .c, .limit { fill: none; stroke-width: 1.4; stroke-linejoin: round }
+.a { stroke: #0969da; stroke-width: 3 }
 .b { stroke: #bc4c00 }
 .c { stroke: #1a7f37 }
+.key-a { fill: #0969da }
+.key-b { fill: #bc4c00 }
+.key-c { fill: #1a7f37 }
+.key-limit { fill: #818b98 }
 .limit { stroke: #818b98; stroke-dasharray: 5 4 }
 .area { fill: #0969da; fill-opacity: 0.14 }
 @media (prefers-color-scheme: dark) {
@@ -63,6 +68,9 @@ svg { font: 12px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif
   .a { stroke: #58a6ff }
   .b { stroke: #f0883e }
   .c { stroke: #3fb950 }
+  .key-a { fill: #58a6ff }
+  .key-b { fill: #f0883e }
+  .key-c { fill: #3fb950 }
   .area { fill: #58a6ff; fill-opacity: 0.2 }
 }
 """
@@ -137,7 +145,7 @@ def _object(line: str) -> dict[str, Any] | None:
         found = json.loads(line)
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else None
 
 
 # What is drawn
@@ -147,7 +155,7 @@ class Line(NamedTuple):
     """One line of a panel.
 
     Attributes:
-        style: its class.
+        style: its class. The first one of a panel is broad, to be seen below another.
         name: for the legend.
         points: times and values; nothing: it is only in the legend.
         stepped: a value holds until the next point.
@@ -193,16 +201,14 @@ def _depth(recorded: Recorded) -> Panel:
 
 
 def _rates(recorded: Recorded) -> Panel:
-    return Panel(
-        "Items per second",
-        [
-            Line(
-                style, f"{name}, {values[-1] - values[0]:,} in all", _slopes(recorded.times, values)
-            )
-            for style, name in (("a", "put"), ("b", "taken"))
-            for values in [recorded.column(name)]
-        ],
-    )
+    lines: list[Line] = []
+    length = recorded.times[-1]
+    for style, name in (("a", "put"), ("b", "taken")):
+        values = recorded.column(name)
+        mean = (values[-1] - values[0]) / length if length else 0.0
+        text = f"{name}, {mean:,.0f} on average"
+        lines.append(Line(style, text, _slopes(recorded.times, values)))
+    return Panel("Items per second", lines)
 
 
 def _endpoints(recorded: Recorded) -> Panel:
@@ -220,7 +226,7 @@ def _waiting(recorded: Recorded) -> Panel:
         waited = _summed(recorded.times, recorded.column(f"blocked_{name}"))
         text = f"in {what}, {seconds(waited[-1])} in all"
         lines.append(Line(style, text, _slopes(recorded.times, waited)))
-    return Panel("Callers waiting", lines)
+    return Panel("Callers waiting", lines, whole=True)
 
 
 def _highest(times: list[float], values: Sequence[float]) -> list[tuple[float, float]]:
@@ -309,12 +315,13 @@ def seconds(value: float) -> str:
 
 def _time_ticks(length: float) -> tuple[list[float], Callable[[float], str], str]:
     """Ticks within *length* seconds, what is written at them, and the unit."""
+    steps: tuple[float, ...] = ()
     if length >= 7200:
         size, unit, steps = 3600.0, "h", (0.25, 0.5, 1.0, 2.0, 6.0, 12.0, 24.0, 48.0)
     elif length >= 120:
         size, unit, steps = 60.0, "min", (0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
     else:
-        size, unit, steps = 1.0, "s", ()
+        size, unit = 1.0, "s"
     fitting = (step for step in steps if length / size / step <= MOST_TICKS)
     step = next(fitting, _step(max(length, 1e-6) / size / MOST_TICKS, whole=False))
     at = [step * size * n for n in range(int(length / size / step + 1e-9) + 1)]
@@ -384,15 +391,13 @@ def _panel(panel: Panel, top: int, length: float, times: list[float]) -> list[st
 
 
 def _legend(lines: list[Line], y: float) -> list[str]:
-    """From right to left, so that it ends where the picture does."""
-    parts: list[str] = []
-    right = float(LEFT + PLOT)
-    for line in reversed(lines):
-        parts.append(_label(right, y, line.name, "text", "end"))
-        left = right - CHARACTER * len(line.name) - 24
-        parts.append(_rule(line.style, left, y - 4, left + 18, y - 4))
-        right = left - 16
-    return parts
+    """One text, which ends where the picture does."""
+    parts = "\u2003".join(
+        f'<tspan class="key-{line.style}">{DASHED if line.style == "limit" else SOLID}</tspan>'
+        f"\u00a0{escape(line.name)}"
+        for line in lines
+    )
+    return [f'<text class="text" x="{LEFT + PLOT}" y="{y}" text-anchor="end">{parts}</text>']
 
 
 def _x(time: float, length: float) -> float:

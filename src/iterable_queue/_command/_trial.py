@@ -10,7 +10,8 @@ import multiprocessing
 import sys
 import threading
 import time
-from typing import Final
+from multiprocessing.process import BaseProcess
+from typing import Any, Final
 
 from iterable_queue import Consumer, IterableQueue, Producer, ProducerFailed
 
@@ -31,11 +32,11 @@ def try_method(method: str) -> float:
 
     Returns how long that took, in seconds. Raises whatever goes wrong.
     """
-    context = multiprocessing.get_context(method)
+    context: Any = multiprocessing.get_context(method)
     with IterableQueue[int]() as numbers, IterableQueue[int](100) as squares:
         results = squares.get_consumer()
         out = numbers.get_producer()
-        process = context.Process(  # type: ignore[attr-defined]
+        process: BaseProcess = context.Process(
             target=square, args=(numbers.get_consumer(), squares.get_producer()), daemon=True
         )
         process.start()
