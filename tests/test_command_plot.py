@@ -360,7 +360,7 @@ def test_a_line_that_is_cut_short_is_passed_over(tmp_path: Path) -> None:
         ([], "not a recording"),
         ([{"some": "thing"}], "not a recording"),
         ([{**HEAD, "format": 2}, SAMPLE, SAMPLE], "of format 2"),
-        ([HEAD, SAMPLE], "1 sample"),
+        ([HEAD], "no sample"),
     ],
 )
 def test_what_can_not_be_drawn(
@@ -371,6 +371,13 @@ def test_what_can_not_be_drawn(
     assert main(["plot", str(path)]) == 1
     assert said in capsys.readouterr().err
     assert not (tmp_path / "run.svg").exists()
+
+
+def test_one_sample_is_a_picture_too(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    write(path, HEAD, SAMPLE)
+    assert main(["plot", str(path)]) == 0
+    ElementTree.parse(tmp_path / "run.svg")
 
 
 def test_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,6 +45,7 @@ CALLS_OF_A_QUEUE = {
     "ajoin",
     "statistics",
     "explain",
+    "record",
     "qsize",
     "empty",
     "full",

@@ -36,7 +36,7 @@ POINTS: Final = 240
 MOST_TICKS: Final = 9
 """Of the time axis, after that at 0."""
 SOLID: Final = "\u2501\u2501"
-DASHED: Final = "\u2505\u2505"
+DASHED: Final = "\u2501\u2009\u2501"
 """What stands for a line in a legend: as text, so that whatever the font is, it fits."""
 
 STYLE: Final = """
@@ -134,8 +134,10 @@ def read(path: str) -> Recorded:
         if line is not None and line.keys() >= {"t", *Statistics._fields}:
             times.append(line["t"])
             samples.append(Statistics(*(line[name] for name in Statistics._fields)))
-    if len(samples) < 2:
-        raise Unreadable(f"{path} has {len(samples)} sample(s), and it takes two to draw a line")
+    if not samples:
+        raise Unreadable(f"{path} has no sample")
+    if len(samples) == 1:  # all was over by then
+        times, samples = times * 2, samples * 2
     began = times[0]
     return Recorded(head["made"], head["maxsize"], [t - began for t in times], samples)
 
