@@ -110,7 +110,7 @@ def disk(
     """What acts here is a puppet: a limit is its own, and SIGBUS would end it and not the tests."""
     base = tmp_path / "base"
     base.mkdir()
-    monkeypatch.setattr(_directory, "_base", lambda: str(base))
+    monkeypatch.setattr(_directory, "place_for_new", lambda: str(base))
     if request.param == "small files":
         yield Disk(str(base), is_small=False)
         return

@@ -332,7 +332,7 @@ def test_a_part_whose_making_was_interrupted() -> None:
 def test_making_one_that_fails_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_directory, "_base", lambda: str(tmp_path))
+    monkeypatch.setattr(_directory, "place_for_new", lambda: str(tmp_path))
 
     def refuse(self: SharedCore) -> None:
         raise OSError(errno.EMFILE, "no descriptors")
