@@ -237,7 +237,7 @@ def explanations(seen: list[Seen]) -> list[str]:
     lines: list[str] = []
     for each in seen:
         if each.found.look is not None:
-            lines += ["", f"{each.found.path}: {each.found.look.explain()}"]
+            lines += ["", *f"{each.found.path}: {each.found.look.explain()}".splitlines()]
     return lines
 
 
