@@ -155,10 +155,25 @@ def test_what_is_no_queue_to_be_shown(
             return SimpleNamespace(st_uid=os.geteuid() + 1, st_mode=0o40700)
         return lstat(path)
 
+    mine, more = used()
+    (place / f"{prefix}-{os.getpid()}-03").symlink_to(path_of(mine))
     monkeypatch.setattr(os, "lstat", not_mine)
-    assert printed(capsys, "top", "--json") == []
+    assert [seen["path"] for seen in objects(capsys, "top", "--json")] == [str(path_of(mine))]
     assert _find.left_overs() == []
-    del ends
+    del ends, more
+
+
+def test_one_that_may_not_be_read(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, ends = used()
+
+    def refuse(path: str) -> bool:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(_directory, "is_left", refuse)
+    assert printed(capsys, "top", "--json") == []
+    del queue, ends
 
 
 def test_one_that_is_being_made(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -550,8 +565,17 @@ def test_a_trial_that_fails() -> None:
 
 
 def test_a_trial_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    end = _doctor._end
+
+    def watched(group: int) -> None:
+        ended.append(group)
+        end(group)
+
     monkeypatch.setattr(_doctor, "TRIAL_S", 0.0)
+    monkeypatch.setattr(_doctor, "_end", watched)
     check = _doctor.trial("spawn")
+    assert len(ended) == 1
     assert (check.result, check.found) == (BROKEN, "not done within 0 s")
 
 
@@ -608,7 +632,11 @@ def test_ctrl_c_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 def command(*arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "iterable_queue", *arguments],
-        env={**os.environ, "PYTHONPATH": str(Path(iterable_queue.__file__).parents[1])},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(iterable_queue.__file__).parents[1]),
+            "PYTHONUNBUFFERED": "",
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

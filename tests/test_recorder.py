@@ -252,6 +252,7 @@ def test_a_fake_is_recorded_by_hand_on_its_own_clock(path: Path) -> None:
     clock = VirtualClock()
     queue = FakeQueue[int](clock=clock)
     with queue.record(path) as recording:
+        assert not any(thread.name.startswith("recording") for thread in threading.enumerate())
         clock.advance(2.5)
         queue.get_producer().put(1)
         recording.sample()
