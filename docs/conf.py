@@ -52,7 +52,7 @@ napoleon_use_ivar = True
 nitpick_ignore_regex = [
     (
         r"py:.*",
-        r"(collections|concurrent|contextlib|io|multiprocessing|queue|threading|types|typing|_?queue)\..*",
+        r"(collections|concurrent|contextlib|io|multiprocessing|os|queue|threading|types|typing|_?queue)\..*",
     ),
     (r"py:.*", r"(.*\.)?(T|U|R|P|Ts)(_co|_contra)?"),
     (r"py:.*", r"iterable_queue\.(testing\.)?_.*"),

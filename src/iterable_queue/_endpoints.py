@@ -503,7 +503,7 @@ class _Putting(Endpoint, Generic[T]):
 
     def _pack_for(self, lane: Lane, item: Any) -> tuple[Any, int]:
         """The same where it is put on *lane*, as in `put`."""
-        kind: type[Any] = type(item)
+        kind = cast("type[object]", type(item))
         if kind in lane.plain:
             return marshal_dumps(item), self.number
         if (kind is bytes or kind is bytearray) and len(item) > INLINE and lane.plain:
