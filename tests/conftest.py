@@ -35,6 +35,7 @@ from multiprocessing.context import ForkContext, ForkServerContext, SpawnContext
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, TypeAlias, TypeVar
+from zlib import crc32
 
 import pytest
 
@@ -285,6 +286,21 @@ _at_start = pytest.StashKey[set[int]]()
 def pytest_xdist_auto_num_workers() -> int:
     """Most of these tests wait more than they compute."""
     return 3 * len(os.sched_getaffinity(0))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of tests under each start method, let half be run under spawn, the others under forkserver.
+
+    Which it is depends on nothing but the test's name, so all workers agree. The rest has its turn
+    with `-m second`.
+    """
+    for item in items:
+        for method, turn in (("forkserver", 1), ("spawn", 0)):
+            if method in item.name.partition("[")[2]:
+                test = item.nodeid.replace(method, "")
+                item.add_marker("first" if crc32(test.encode()) % 2 == turn else "second")
+                break
 
 
 def pytest_configure(config: pytest.Config) -> None:
