@@ -1,4 +1,7 @@
-"""What docs/seeing.md says, held to its word: its blocks are run, one after another."""
+"""What docs/seeing.md says, held to its word, beyond what `tests.test_docs` asks of every page.
+
+Its commands are run after its programs, whose files they read.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,6 @@ import subprocess
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
-
-import pytest
 
 import iterable_queue
 from iterable_queue import Statistics
@@ -73,24 +74,6 @@ def test_the_keys_are_those_that_are_documented() -> None:
     assert documented >= KEYS | {"explanation"}
     assert all(f"`{word}`" in TEXT for word in _doctor.WORDS)
     assert set(_doctor.Check._fields) <= set(re.findall(r"`(\w+)`", TEXT))
-
-
-def test_programs_are_typed(tmp_path: Path) -> None:
-    pytest.importorskip("mypy")
-    files = [command(b, tmp_path)[-1] for b in BLOCKS if b.language == "python"]
-    done = run(sys.executable, "-m", "mypy", "--strict", *files, cwd=ROOT)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_links_lead_somewhere() -> None:
-    prose = re.sub(r"^```.*?^```$", "", TEXT, flags=re.MULTILINE | re.DOTALL)
-    for target in re.findall(r"\]\(([^)#:]+)\)", prose):
-        assert (PAGE.parent / target).exists(), target
-    headings = {
-        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
-        for title in re.findall(r"(?m)^#+ (.*)$", TEXT)
-    }
-    assert set(re.findall(r"\]\(#([^)]+)\)", TEXT)) <= headings
 
 
 def test_the_picture_is_one_that_plot_draws() -> None:
