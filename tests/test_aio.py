@@ -221,6 +221,7 @@ def test_many_at_once(make: Make) -> None:
 
 
 @pytest.mark.parametrize("timeout", [0, 0.02])
+@woken
 def test_time_outs(make: Make, timeout: float) -> None:
     async def main() -> None:
         iq = make(1)
@@ -615,6 +616,25 @@ def test_the_wake_up_of_the_last_who_is_cancelled_goes_to_a_thread(make: Make) -
 
 
 @woken
+def test_a_token_is_left_to_others_where_nobody_sleeps() -> None:
+    """It may be that of another process, which is counted no more and would not be woken again."""
+
+    async def main() -> None:
+        iq = IterableQueue[int]()
+        source = iq.get_consumer()
+        sleeping = asyncio.create_task(source.aget())
+        await asleep(iq)
+        (desk,) = core_of(iq).desks.values()
+        os.write(desk._fd, bytes(1))
+        sleeping.cancel()
+        desk._read()
+        assert desk.swallow()
+        assert not desk.swallow()
+
+    run(main())
+
+
+@woken
 def test_no_item_is_lost_to_cancellations(make: Make) -> None:
     """However a call ends, its item is returned or left; whoever wins a race."""
     items = 300
@@ -680,6 +700,7 @@ def test_a_loop_that_is_closed_gets_no_token() -> None:
         return await sleeping
 
     assert run(main()) == 1
+    assert waiting(iq)[0] == 0, "who will never wake does not count"
     end(task)
 
 
@@ -734,6 +755,8 @@ def test_the_loop_goes_on_while_the_lock_is_busy(call: str) -> None:
             begun.set()
             over.wait(LONG_S)
 
+    runtime = core_of(iq).runtime
+    assert runtime.lock_within(_aio.LOCK_S) is runtime.lock_within(0), "the least patient"
     holder = threading.Thread(target=hold)
     holder.start()
     begun.wait(LONG_S)
