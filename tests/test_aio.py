@@ -615,6 +615,28 @@ def test_the_wake_up_of_the_last_who_is_cancelled_goes_to_a_thread(make: Make) -
     assert taken == [1]
 
 
+def test_loops_of_threads_are_woken_by_turns() -> None:
+    calls: list[str] = []
+
+    class Loop:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def call_soon_threadsafe(self, _call: object, tokens: int) -> None:
+            calls.extend([self.name] * tokens)
+
+    bell = _aio.ThreadBell()
+    core, condition = cast("Any", None), cast("Any", None)
+    for name in "ab":
+        desk = _aio.ThreadDesk(core, condition, cast("Any", Loop(name)), bell)
+        desk.open()
+        for _ in range(2):
+            desk.count()
+    assert [bell.ring(1) for _ in range(3)] == [1, 1, 1]
+    assert sorted(calls[:2]) == ["a", "b"]
+    assert (calls[2], bell.waiting()) == (calls[0], 1)
+
+
 @woken
 def test_a_token_is_left_to_others_where_nobody_sleeps() -> None:
     """It may be that of another process, which is counted no more and would not be woken again."""
