@@ -93,6 +93,13 @@ def patch(owner: Any, **values: Any) -> None:
         setattr(owner, name, value)
 
 
+def is_readable(fd: int, timeout: float) -> bool:
+    """Whether there is something to be read within *timeout* seconds."""
+    poll = select.poll()  # `select` knows no descriptor above 1023
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(timeout * 1000))
+
+
 def ends_within(pid: int, timeout: float) -> bool:
     """Whether the process ends in time, one that has ended included."""
     try:
@@ -100,7 +107,7 @@ def ends_within(pid: int, timeout: float) -> bool:
     except ProcessLookupError:
         return True
     try:
-        return bool(select.select([fd], [], [], timeout)[0])
+        return is_readable(fd, timeout)
     finally:
         os.close(fd)
 
@@ -762,7 +769,7 @@ class World:
         source = self.queue.get_consumer() if scene.helper_consumes or scene.helper_waits else None
         self.helper = self.start(self._help, out, source)
         del out, source
-        if not select.select([self._ready[0]], [], [], PATIENCE_S)[0]:
+        if not is_readable(self._ready[0], PATIENCE_S):
             raise AssertionError("the helper does not begin")
         os.read(self._ready[0], 1)
 
@@ -813,14 +820,14 @@ class World:
         os.write(self._to_victim[1], b".")
 
     def hear_victim(self) -> None:
-        if not select.select([self._from_victim[0]], [], [], PATIENCE_S)[0]:
+        if not is_readable(self._from_victim[0], PATIENCE_S):
             raise AssertionError("the victim does not begin")
         os.read(self._from_victim[0], 1)
 
     def hear_victim_or_death(self) -> bool:
         """False: it has died without a word."""
         found = self.await_or_death(
-            lambda: select.select([self._from_victim[0]], [], [], 0)[0], "the victim's word"
+            lambda: is_readable(self._from_victim[0], 0), "the victim's word"
         )
         if found:
             os.read(self._from_victim[0], 1)
