@@ -18,6 +18,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ from iterable_queue._channels.log import (
 )
 from iterable_queue._fence import is_supported
 from iterable_queue._ledger import Ledger
-from iterable_queue._runtime import Cells, Condition, ThreadRuntime, TokenQueue
+from iterable_queue._runtime import Cells, Condition, ThreadRuntime, TokenQueue, guard
 from tests.conftest import list_gate
 
 lockless = pytest.mark.skipif(not is_supported(), reason="all goes by the lock here")
@@ -564,6 +565,42 @@ def test_the_size_is_of_one_moment(tmp_path: Path, lockless: bool) -> None:
     log.runtime.slots.watch = race
     assert log.views[0].size() == 1
     assert races == 0
+
+
+@lockless
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("lock", ["none", "taken", "free"])
+def test_a_count_that_is_disturbed_at_every_look(
+    tmp_path: Path, lock: str, late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is never above what there was; and where the lock keeps others away, it is exact."""
+    log = Log(tmp_path, lockless=True)
+    log.append(b"a", 1)
+    held = 0
+
+    def claimed(_: LogChannel) -> int:
+        """One is claimed, handed out, and another is put; the claims are looked at in between."""
+        nonlocal held
+        if mutex.locked() and lock == "free":
+            return held
+        found = 0
+        for step in range(2):
+            if late == bool(step):
+                log.head[TAKEN] += 1
+                held = 1
+            else:
+                log.cells[PUT] += held
+                held = 0
+            found = found if step else held
+        return found
+
+    mutex = threading.Lock()
+    if lock != "none":
+        trylock = guard(mutex.acquire, mutex.__exit__, False)
+        log.views[0].pass_the_lock_by(list_gate, trylock)
+    monkeypatch.setattr(LogChannel, "claimed", claimed)
+    with mutex if lock == "taken" else nullcontext():
+        assert log.views[0].size() == (0 if late and lock != "free" else 1)
 
 
 def test_looking_takes_nothing(log: Log) -> None:

@@ -272,7 +272,7 @@ class SharedCore(Core):
                     f"{sys.implementation.name} {sys.version.split()[0]}, can't do. Use the same "
                     "interpreter, with its global lock and with ctypes, in all processes"
                 )
-            self._log.pass_the_lock_by(_fence.gate)
+            self._log.pass_the_lock_by(_fence.gate, self.runtime.trylock)
         self._begun = True  # last: an interrupt before this has it done again
 
     # -- taking part -----------------------------------------------------------------------------

@@ -78,11 +78,12 @@ from iterable_queue._channel import (
     unpack_entry,
 )
 from iterable_queue._errors import REMOVED_BY_OTHERS, ChannelBroken, WouldDeadlock
+from iterable_queue._runtime import is_lock_busy
 
 if TYPE_CHECKING:
     from iterable_queue._channel import Hand, Parts
     from iterable_queue._ledger import Ledger
-    from iterable_queue._runtime import Cells
+    from iterable_queue._runtime import Cells, Lock
 
 # The channel's cells of the head.
 COMMITS: Final = CHANNEL  # plans committed by other stores than that of TAKEN
@@ -303,6 +304,7 @@ class LogChannel:
         "_opened",
         "_path",
         "_shared",
+        "_trylock",
         "atomic",
         "lockless",
         "stash",
@@ -325,6 +327,7 @@ class LogChannel:
         self._shared: Lane | None = None
         self._fences: _fence.Fences | None = None
         self._gate: Callable[[Cells, int], Callable[[bool], bool]]
+        self._trylock: Lock | None = None
         self.lockless = False
 
     def begin(self, ledger: Ledger) -> None:
@@ -332,13 +335,17 @@ class LogChannel:
         self._ledger = ledger
         ledger.whole = self
 
-    def pass_the_lock_by(self, gate: Callable[[Cells, int], Callable[[bool], bool]]) -> None:
+    def pass_the_lock_by(
+        self, gate: Callable[[Cells, int], Callable[[bool], bool]], trylock: Lock | None = None
+    ) -> None:
         """Producers get lanes of their own from now on, and consumers claim, where that can be.
 
         Args:
             gate: of cells and an index, what takes one from that cell, if it is above 0.
+            trylock: the ledger's lock, for who counts while others are busy.
         """
         if _fence.is_supported():
+            self._trylock = trylock
             self.lockless = True
             self._fences = _fence.Fences()
             self._gate = gate
@@ -367,12 +374,27 @@ class LogChannel:
         """How many items are put and not handed out. May be called without the lock."""
         if not self.lockless:
             return self._sizes_locked()
+        found = self._stable(LOOKS)
+        if found is None and self._trylock is not None:
+            # Others are too busy. With the lock, nobody claims, nor gets more room.
+            try:
+                with self._trylock:
+                    found = self._stable(LOOKS)
+            except KeyError as error:
+                if not is_lock_busy(error):
+                    raise
+        if found is None:
+            found = self._look()
+        return max(found[0] - found[1], 0)
+
+    def _stable(self, looks: int) -> tuple[int, int, int] | None:
+        """What two looks in a row have found; None: no two of so many were alike."""
         looked = self._look()
-        for _ in range(LOOKS):
+        for _ in range(looks):
             last, looked = looked, self._look()
             if last == looked:
-                break
-        return max(looked[0] - looked[1], 0)
+                return looked
+        return None
 
     def has_items(self) -> bool:
         """Whether something is there to be claimed. May be called without the lock."""
@@ -402,7 +424,10 @@ class LogChannel:
         put = 0
         for base in bases:
             put += plan.get(HEAD_SIZE + base + PUT) or cells[base + PUT]
-        return put, head[TAKEN] + head[DROPPED] - self.claimed(), head[COMMITS] + head[ROLL]
+        # In this order: what is claimed meanwhile makes less of what is there, and never more than
+        # there is room for.
+        claimed = self.claimed()
+        return put, head[TAKEN] + head[DROPPED] - claimed, head[COMMITS] + head[ROLL]
 
     def claimed(self) -> int:
         """How many items are claimed and not handed out. May be called without the lock."""
