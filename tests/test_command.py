@@ -600,7 +600,13 @@ def test_each_start_method_is_tried(
 
 
 def test_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([], ["bottom"], ["top", "--interval", "0"], ["plot"]):
+    for arguments in (
+        [],
+        ["bottom"],
+        ["top", "--interval", "0"],
+        ["top", "--interval", "x"],
+        ["plot"],
+    ):
         with pytest.raises(SystemExit) as ended:
             main(arguments)
         assert ended.value.code == 2

@@ -156,7 +156,10 @@ def _add_plot(
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
     if not 0 < seconds < 1e6:
         raise argparse.ArgumentTypeError(f"must be above 0 seconds, not {text}")
     return seconds
