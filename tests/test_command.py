@@ -600,17 +600,14 @@ def test_each_start_method_is_tried(
 
 
 def test_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (
-        [],
-        ["bottom"],
-        ["top", "--interval", "0"],
-        ["top", "--interval", "x"],
-        ["plot"],
-    ):
+    intervals = (["top", "--interval", text] for text in ("0", "soon"))
+    for arguments in ([], ["bottom"], ["plot"], *intervals):
         with pytest.raises(SystemExit) as ended:
             main(arguments)
         assert ended.value.code == 2
-    assert "usage: python -m iterable_queue" in capsys.readouterr().err
+    text = capsys.readouterr().err
+    assert "usage: python -m iterable_queue" in text
+    assert "must be above 0 seconds, not soon" in text
 
 
 @pytest.mark.parametrize("command", ["top", "doctor", "plot"])
