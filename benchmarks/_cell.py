@@ -100,8 +100,7 @@ def _blobs(payload: Payload) -> list[Any]:
     blobs = [end + Random(end).randbytes(BLOB_BYTES - 2) + end for end in ends]
     if payload == "blobs":
         return blobs
-    import numpy as np
-
+    np: Any = import_module("numpy")
     return [(np.frombuffer(bytearray(blob), dtype=np.uint8),) for blob in blobs]
 
 

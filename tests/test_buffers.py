@@ -6,10 +6,10 @@ import pickle
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from itertools import chain
 from typing import Any, cast
 
-import numpy as np
 import pytest
 
 from iterable_queue import ItemError, IterableQueue, _endpoints, _fence
@@ -28,6 +28,8 @@ from tests.actors import PATIENCE_S
 from tests.conftest import FORKS
 
 pytestmark = FORKS
+
+np: Any = import_module("numpy")  # its own types are for newer Pythons than the oldest here
 
 LARGE = 3 * APART_LEAST + 5
 
