@@ -136,15 +136,15 @@ class FileRecording:
 
     def _end(self, why: str) -> None:
         with self._lock:
-            fd, self._fd = self._fd, -1
             self._stop.set()
-            if fd >= 0:
-                self._fd = fd
-                try:
-                    self._write(t=self._time(), end=why)
-                except OSError:
-                    pass  # the disk is full: a recording without an end
-                self._fd = -1
+            if self._fd < 0:
+                return
+            try:
+                self._write(t=self._time(), end=why)
+            except OSError:
+                pass  # the disk is full: a recording without an end
+            finally:
+                fd, self._fd = self._fd, -1
                 os.close(fd)
 
     def _run(self, interval: float) -> None:
