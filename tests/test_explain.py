@@ -172,9 +172,12 @@ def test_the_end(queue: IterableQueue[int]) -> None:
 
 
 def test_a_failed_end(queue: IterableQueue[int]) -> None:
+    queue.get_producer().fail(ValueError("enough"))
     queue.get_producer().fail(ValueError())
     queue.close()
-    assert lines_of(queue)[0] == "failed"
+    assert lines_of(queue)[0].startswith(
+        "failed: a producer failed: ValueError('enough') (and 1 more, see .failures); "
+    )
 
 
 def test_a_cancelled_queue_says_why(queue: IterableQueue[int]) -> None:

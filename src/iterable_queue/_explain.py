@@ -77,7 +77,7 @@ def _summary(core: Core, stats: Statistics, views: list[SlotView]) -> str:
         in_hand = core.ledger.in_hand()
         if in_hand:
             return f"{stats.state}, but {in_hand} item(s) are still in hand"
-        return stats.state
+        return "done" if stats.state == "done" else f"failed: {core.ledger.failure()}"
     if stats.state in ("cancelled", "broken", "abandoned"):
         return f"{stats.state}: {core.ledger.refusal()}"
     reasons: list[str] = []
