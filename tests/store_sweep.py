@@ -1475,20 +1475,6 @@ class GetManyLeased(GetLeased):
             v.get_many(args[0], 3)
 
 
-@scene("worker, redelivering")
-class WorkLeased(Redelivering):
-    in_hand = 1
-
-    def give(self, w: World) -> tuple[Any, ...]:
-        return (w.queue.get_worker(),)
-
-    def act(self, w: World, v: Actor, *args: Any) -> None:
-        v.put(args[0])
-        v.get(args[0], 2)
-        v.put(args[0])
-        v.get(args[0])
-
-
 @scene("worker")
 class Work(Scene):
     in_hand = 1
@@ -1504,6 +1490,13 @@ class Work(Scene):
         v.get(args[0], 2)
         v.put(args[0])
         v.get(args[0])
+
+
+@scene("worker, redelivering")
+class WorkLeased(Redelivering):
+    in_hand = 1
+    give = Work.give
+    act = Work.act
 
 
 @scene("worker, many at once")
