@@ -58,6 +58,10 @@ def consume(source: Consumer[Any], got: list[Any]) -> None:
         got.extend(source)
 
 
+LONG = 50.0
+"""Seconds for what must be explored whole: it takes two, or twenty where each line is measured."""
+
+
 def fails(scenario: Callable[[Simulation], Check | None], **options: Any) -> ScheduleFailure:
     options.setdefault("samples", 100)
     with pytest.raises(ScheduleFailure) as caught:
@@ -80,7 +84,7 @@ def outcomes(scenario: Callable[[Simulation, list[Any]], Check | None], **option
 
         return both
 
-    explore(wrapped, samples=0, **options)
+    explore(wrapped, samples=0, seconds=LONG, **options)
     return seen
 
 
@@ -178,7 +182,7 @@ def test_a_check_then_act_race_is_found_around_a_checkpoint() -> None:
     assert failure.preemptions == 1
     assert failure.table.count("at 'checked'") == 2
     # Without the checkpoint there is no place at which the actors could be switched.
-    assert explore(lambda sim: scenario(sim, False), samples=0).bound == 2
+    assert explore(lambda sim: scenario(sim, False), samples=0, seconds=LONG).bound == 2
 
 
 def test_work_that_is_lost_with_a_killed_consumer_is_found() -> None:
@@ -205,7 +209,8 @@ def test_work_that_is_lost_with_a_killed_consumer_is_found() -> None:
     failure = fails(scenario)
     assert "killed at 'working'" in failure.table
     # What the cure does: at least once.
-    assert explore(lambda sim: scenario(sim, True), preemptions=1, samples=200).bound == 1
+    found = explore(lambda sim: scenario(sim, True), preemptions=1, samples=200, seconds=LONG)
+    assert found.bound == 1
 
 
 # What is a choice
@@ -276,8 +281,8 @@ def test_a_wake_up_for_nothing_is_a_choice_that_is_counted() -> None:
         sim.spawn(consume, iq.get_consumer(), [])
         iq.close()
 
-    without = explore(scenario, samples=0)
-    spurious = explore(scenario, samples=0, spurious=1)
+    without = explore(scenario, samples=0, seconds=LONG)
+    spurious = explore(scenario, samples=0, spurious=1, seconds=LONG)
     assert spurious.schedules > without.schedules
 
 
@@ -520,7 +525,7 @@ def test_endpoints_travel_in_containers_and_as_methods() -> None:
 
         return check
 
-    assert explore(scenario, samples=20).bound == 2
+    assert explore(scenario, samples=20, seconds=LONG).bound == 2
 
 
 def test_a_queue_that_is_passed_makes_endpoints_in_the_actor() -> None:
@@ -696,7 +701,7 @@ def test_polling_by_itself_is_explored() -> None:
 
         return check
 
-    assert explore(scenario, samples=100, steps=300).bound == 2
+    assert explore(scenario, samples=100, steps=300, seconds=LONG).bound == 2
 
 
 def test_a_nondeterministic_scenario_is_named() -> None:
