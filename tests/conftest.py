@@ -303,6 +303,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 break
 
 
+def pytest_collection_finish() -> None:
+    """Let the thousands of tests themselves never be looked through again for what is in a cycle."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Let orphans fall to this process, where they are found."""
     config.stash[_stderr] = os.dup(2)  # not captured: for a last word
@@ -379,11 +385,13 @@ def _check_left(item: pytest.Item) -> None:
         item.funcargs.clear()  # a queue that a fixture gave is not held by pytest
     before, pids = item.stash[_before], item.stash[_pids]
     deadline = time.monotonic() + (0.0 if item.stash.get(_failed, False) else GRACE_S)
+    pause = 0.001
     while left := (world := _World()).left_since(before, pids):
         if time.monotonic() > deadline:
             break
         gc.collect()  # what is in a cycle closes only now
-        time.sleep(0.05)
+        time.sleep(pause)
+        pause = min(2 * pause, 0.1)
     _end(world.processes - before.processes)
     if left and not item.stash.get(_failed, False):
         pytest.fail("the test left behind:\n" + "\n".join(sorted(left)))
