@@ -65,7 +65,8 @@ class SideWithEndpoints(Protocol):
 
 SIDES: dict[str, Callable[[], Side]] = {
     "ours": lambda: Ours("default"),
-    "ours-many": lambda: Ours("default", many=True),
+    "ours-many": lambda: Ours("default", "put_many"),
+    "ours-lists": lambda: Ours("default", "put_many, get_many"),
     "ours-context": lambda: Ours("context"),
     "ours-threaded": lambda: Ours("threaded"),
     "multiprocessing": MultiprocessingQueue,

@@ -1,4 +1,4 @@
-"""This library as a side: by default, with a context, for threads; ``put`` or ``put_many``."""
+"""This library as a side: by default, with a context, for threads; item by item or in lists."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from iterable_queue import Consumer, IterableQueue, Producer
 
 Kind = Literal["default", "context", "threaded"]
+Calls = Literal["put", "put_many", "put_many, get_many"]
+
+_LIST = 1_000
 
 
 class OurSender:
@@ -50,20 +53,47 @@ class OurReceiver:
         return self._consumer.get()
 
 
+class OurReceiverOfLists(OurReceiver):
+    """Lists, by ``get_many``."""
+
+    def __init__(self, consumer: Consumer[object], done: type[Exception]) -> None:
+        super().__init__(consumer)
+        self._done = done
+
+    def runs(self, phase: Phase, share: int) -> Iterator[Iterable[object]]:
+        if phase == WARM_UP:
+            while share:
+                items = self._consumer.get_many(min(share, _LIST))
+                share -= len(items)
+                yield items
+            return
+        while True:
+            try:
+                items = self._consumer.get_many(_LIST)
+            except self._done:
+                return
+            yield items
+
+
 class OurLink:
     """The queue, closed before its workers start: their endpoints are made by then."""
 
-    def __init__(self, queue: IterableQueue[object], job: Job, many: bool) -> None:
+    def __init__(
+        self, queue: IterableQueue[object], job: Job, calls: Calls, done: type[Exception]
+    ) -> None:
         self._queue = queue
-        self._many = many
+        self._calls = calls
+        self._done = done
         self._producers = [queue.get_producer() for _ in range(job.producers)]
         self._consumers = [queue.get_consumer() for _ in range(job.consumers)]
         queue.close()
 
     def sender(self, index: int) -> Sender:
-        return OurSender(self._producers[index], self._many)
+        return OurSender(self._producers[index], self._calls != "put")
 
     def receiver(self, index: int) -> Receiver:
+        if self._calls == "put_many, get_many":
+            return OurReceiverOfLists(self._consumers[index], self._done)
         return OurReceiver(self._consumers[index])
 
 
@@ -73,14 +103,14 @@ class Ours:
     # Of the checkout: what is installed under that name may be any other release.
     distribution = ""
 
-    def __init__(self, kind: Kind, many: bool = False) -> None:
+    def __init__(self, kind: Kind, calls: Calls = "put") -> None:
         import iterable_queue
 
         if not hasattr(iterable_queue.IterableQueue, "threaded"):
             raise Unavailable("what is importable as iterable_queue is an old release")
         self._library = iterable_queue
         self._kind = kind
-        self._many = many
+        self._calls = calls
 
     def _make(self, crew: Crew, maxsize: int) -> IterableQueue[object]:
         if self._kind == "threaded":
@@ -91,7 +121,7 @@ class Ours:
         return self._library.IterableQueue[object](maxsize)
 
     def connect(self, crew: Crew, job: Job) -> Link:
-        return OurLink(self._make(crew, job.maxsize), job, self._many)
+        return OurLink(self._make(crew, job.maxsize), job, self._calls, self._library.Done)
 
     def make_and_close(self, crew: Crew) -> None:
         self._make(crew, 0).close()

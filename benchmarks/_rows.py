@@ -113,6 +113,7 @@ def compare(
 _LABELS = {
     "ours": "ours",
     "ours-many": "ours",
+    "ours-lists": "ours, put_many, get_many",
     "ours-context": "ours, context=",
     "ours-threaded": "ours, threaded()",
     "multiprocessing": "multiprocessing.Queue",
@@ -220,6 +221,14 @@ def _contests() -> list[Row]:
                 "quick-queue-iterable": Bar(1.5),
                 "quick-queue-bucket": Bar(1.5),
             },
+            _job(),
+        ),
+        contest(
+            "lists",
+            "put_many, get_many, 1 and 1 processes",
+            "ours-lists",
+            ("faster-fifo-many", "quick-queue-bucket"),
+            {},
             _job(),
         ),
         contest(

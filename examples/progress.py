@@ -1,7 +1,7 @@
 """A progress bar over a consumer, by tqdm or rich, whichever is asked for.
 
-    python examples/progress.py tqdm
-    python examples/progress.py rich --unknown
+    python progress.py
+    python progress.py rich --unknown
 
 A consumer is an iterable whose length nobody knows, so say it: `total=`. Without it tqdm shows a
 count and a rate, and rich that something moves. The bar ends where the loop ends: when the queue
@@ -37,7 +37,7 @@ def with_rich(digests: Consumer[str], total: int | None) -> Iterable[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("library", choices=("tqdm", "rich"))
+    parser.add_argument("library", nargs="?", choices=("tqdm", "rich"), default="tqdm")
     parser.add_argument("--unknown", action="store_true", help="don't say how many there will be")
     options = parser.parse_args()
     parts = [range(1_000), range(1_000, 2_000)]

@@ -304,7 +304,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Let the thousands of tests themselves never be looked through again for what is in a cycle."""
+    """Keep the collector from looking through thousands of tests whenever one leaves a cycle."""
     gc.collect()
     gc.freeze()
 

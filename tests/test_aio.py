@@ -6,6 +6,7 @@ Where a test says that something is woken, slices are made too long to help (`no
 from __future__ import annotations
 
 import asyncio
+import itertools
 import multiprocessing
 import os
 import random
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from functools import partial
 from pathlib import Path
 from queue import Empty, Full, PriorityQueue
 from typing import Any, TypeVar, cast
@@ -36,6 +38,7 @@ from iterable_queue import (
     ProducerFailed,
     Worker,
     _aio,
+    _endpoints,
     _runtime,
 )
 from iterable_queue._cells import LOOP_END, LOOP_ITEM, WAIT_END, WAIT_ITEM
@@ -730,8 +733,11 @@ def test_a_loop_that_is_closed_gets_no_token() -> None:
 # Others of the loop
 
 
-def test_others_run_while_there_are_items(make: Make) -> None:
+def test_others_run_while_there_are_items(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each endpoint gives way once in a while, though none of its calls has to wait."""
+    clock = itertools.count(time.monotonic_ns(), _endpoints.TURN_NS // 100)
+    for module in (_endpoints, _aio):
+        monkeypatch.setattr(module, "monotonic_ns", partial(next, clock))
     iq = make()
     with iq:
         out, source = iq.get_producer(), iq.get_consumer()
@@ -746,19 +752,16 @@ def test_others_run_while_there_are_items(make: Make) -> None:
                 await asyncio.sleep(0)
 
         ticking = asyncio.create_task(tick())
-        count = 0
-        began = time.monotonic()
-        while time.monotonic() < began + 0.03:
+        for _ in range(2_000):
             await out.aput(1)
-            count += 1
         out.close()
         while_putting, turns = turns, 0
-        assert [n async for n in source] == [1] * count
+        assert [n async for n in source] == [1] * 2_000
         ticking.cancel()
-        assert count > 200
         return while_putting, turns
 
-    assert all(3 < turns < 100 for turns in run(main()))
+    # Each call looks at the clock once or a few times, and a hundred looks are a turn.
+    assert all(10 < turns < 200 for turns in run(main()))
 
 
 @pytest.mark.parametrize("call", ["get", "put", "first get", "first put"])

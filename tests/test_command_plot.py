@@ -383,3 +383,16 @@ def test_one_sample_is_a_picture_too(tmp_path: Path) -> None:
 def test_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plot", str(tmp_path / "no")]) == 1
     assert "No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["plot.png", "PLOT.PDF"])
+def test_what_would_be_taken_for_another_format_is_not_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    file = tmp_path / "run.jsonl"
+    write(file, HEAD, SAMPLE, SAMPLE)
+    assert main(["plot", str(file), "-o", str(tmp_path / name)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"plot: it draws SVG, which {tmp_path / name} does not say: name it .svg\n"
+    assert not (tmp_path / name).exists()

@@ -7,6 +7,8 @@ there. More about kills is in `tests.test_endings`, more about roads in `tests.t
 
 from __future__ import annotations
 
+import ast
+import dis
 import gc
 import itertools
 import os
@@ -20,6 +22,7 @@ import textwrap
 import threading
 import time
 import tracemalloc
+import types
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from multiprocessing import Pipe, get_context
@@ -28,6 +31,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import pytest
 
+import iterable_queue
 from iterable_queue import (
     Consumer,
     ConsumersGone,
@@ -645,6 +649,59 @@ def test_row_12_a_signal_handler_raises_wherever_it_can(
     """
     interrupts = stage.cast(None).run(endure_storm, kind, signum, 0.6, 1)
     assert interrupts >= MANY
+
+
+def jumps_outside(path: Path) -> list[str]:
+    """Jumps back of loops that are in a `try` or `with` as they are written, not as compiled.
+
+    From CPython 3.12 on, the jump back of `while condition` is outside whatever the loop is in:
+    when a signal handler raises there, no `finally` runs and no lock is given back. Those of
+    `await`, after something was thrown into it, are left out.
+    """
+    text = path.read_text()
+    tree = ast.parse(text)
+    blocks: list[tuple[int, int]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.With | ast.AsyncWith) or (
+            isinstance(node, ast.Try) and node.finalbody
+        ):
+            blocks.append((node.body[0].lineno, node.body[-1].end_lineno or 0))
+
+    def of(code: types.CodeType) -> Iterator[str]:
+        table = dis.Bytecode(code).exception_entries  # type: ignore[attr-defined]
+        before: dis.Instruction | None = None
+        line = code.co_firstlineno
+        for instruction in dis.get_instructions(code):
+            if instruction.positions is not None:
+                line = instruction.positions.lineno or line
+            if instruction.opname == "JUMP_BACKWARD" and before is not None:
+                inside = [
+                    any(entry.start <= offset < entry.end for entry in table)
+                    for offset in (before.offset, instruction.offset)
+                ]
+                written = any(
+                    first <= line <= last for first, last in blocks if first > code.co_firstlineno
+                )
+                if inside == [True, False] and written and before.opname != "CLEANUP_THROW":
+                    yield f"{path.name}:{line}: in {code.co_qualname}"
+            before = instruction
+        for constant in code.co_consts:
+            if isinstance(constant, types.CodeType):
+                yield from of(constant)
+
+    return list(of(compile(text, str(path), "exec")))
+
+
+def test_row_12_no_loop_jumps_out_of_its_try(tmp_path: Path) -> None:
+    package = Path(iterable_queue.__file__).parent
+    modules = [path for path in package.rglob("*.py") if "testing" not in path.parts]
+    assert len(modules) > 20
+    assert [found for path in modules for found in jumps_outside(path)] == []
+    escapes = tmp_path / "escapes.py"
+    escapes.write_text(
+        "def f(lock, items):\n    with lock:\n        while not items:\n            g()\n"
+    )
+    assert bool(jumps_outside(escapes)) == (sys.version_info >= (3, 12)), "what it is to find"
 
 
 def endure_storm(held: None, kind: str, signum: int, seconds: float, seed: int) -> int:

@@ -873,7 +873,9 @@ class _Getting(Endpoint, Generic[T]):
                         except KeyError as error:
                             if not is_lock_busy(error):
                                 raise
-                while not pending:
+                while True:
+                    if pending:  # not a condition of the loop: see `Ledger.take`
+                        break
                     if hand.claim:
                         item = self._hand_out(hand, timeout if block else 0.0)
                         if item is not EMPTY:

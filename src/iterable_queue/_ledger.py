@@ -363,7 +363,11 @@ class Ledger:
             finishes = held or cells[base + FLAGS] & UNASKED
             if finishes:
                 self._finish(base, hand, worker)
-            while queued and len(pending) < limit:
+            # No condition of the loop's own: the jump back of such a loop is outside its `try` from
+            # CPython 3.12 on, and it is one of the places where signal handlers run and raise.
+            while True:
+                if not queued or len(pending) >= limit:
+                    break
                 payload = channel.peek()
                 if payload is EMPTY:
                     break

@@ -329,13 +329,16 @@ class SharedCore(Core):
 
     # -- seeing who has died ---------------------------------------------------------------------
 
+    def _find_dead(self) -> list[int]:
+        """The slots of processes that have ended."""
+        return [v.slot for v in self.ledger.views(PROCESS) if not self.is_alive(v.slot)]
+
     def look(self) -> None:
         if time.monotonic() - self._looked_at >= LOOK_S:
             self._looked_at = time.monotonic()
             try:
                 self._check_directory()
-                dead = [v.slot for v in self.ledger.views(PROCESS) if not self.is_alive(v.slot)]
-                self.try_transact(BRIEFLY_S, partial(self._look, dead))
+                self.try_transact(BRIEFLY_S, partial(self._look, self._find_dead()))
             finally:
                 _news.tell()
         else:

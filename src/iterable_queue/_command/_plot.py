@@ -76,6 +76,10 @@ svg { font: 12px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif
 """
 
 
+_OTHERS = {".gif", ".html", ".jpeg", ".jpg", ".pdf", ".png", ".webp"}
+"""What a viewer would take by its name for something else."""
+
+
 class Unreadable(Exception):
     """The file is not a recording that can be drawn."""
 
@@ -103,10 +107,13 @@ class Recorded(NamedTuple):
 
 def run(options: Namespace) -> int:
     """The command. Returns its exit status."""
+    output = options.output or os.path.splitext(options.file)[0] + ".svg"
+    if os.path.splitext(output)[1].lower() in _OTHERS:
+        print(f"plot: it draws SVG, which {output} does not say: name it .svg", file=sys.stderr)
+        return 1
     try:
         recorded = read(options.file)
         drawn = draw(recorded, options.title)
-        output = options.output or os.path.splitext(options.file)[0] + ".svg"
         if output == "-":
             sys.stdout.write(drawn)
         else:
