@@ -278,7 +278,7 @@ def test_every_recipe_is_on_the_page() -> None:
 
 def test_every_recipe_is_on_the_page_of_whole_files() -> None:
     whole = re.findall(
-        r"```\{literalinclude\} \.\./examples/(\w+)\.py\n:language: python\n```",
+        r":::\{literalinclude\} \.\./examples/(\w+)\.py\n:language: python\n:::",
         (ROOT / "docs" / "programs.md").read_text(),
     )
     assert sorted(whole) == sorted(path.stem for path in EXAMPLES.glob("*.py"))
