@@ -33,6 +33,7 @@ html_css_files = ["site.css"]
 toc_object_entries_show_parents = "hide"
 html_show_copyright = False
 html_show_sphinx = False
+highlight_language = "text"  # where a fence names none, it is output
 pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 copybutton_exclude = ".linenos, .gp, .go"
