@@ -277,6 +277,12 @@ class Hand:
         """Of the record that is so many places behind the next one of the claim."""
         return self._of_entry(place, TAG_OFFSET)
 
+    def tags(self, count: int) -> list[int]:
+        """Of the next *count* records of the claim."""
+        step = ENTRY_BYTES // 8
+        at = step * (self.next - self.first) + TAG_OFFSET // 8
+        return memoryview(self.entries).cast("Q")[at : at + step * count : step].tolist()
+
     @property
     def stamp(self) -> int:
         """When the next record was put; 0, before all others, if it is an item of a chunk."""

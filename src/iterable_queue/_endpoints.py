@@ -1125,13 +1125,14 @@ class _Getting(Endpoint, Generic[T]):
         if self._loads is None:
             return pending[:limit], None
         items: list[T] = []
-        for payload in pending[:limit]:
-            try:
-                items.append(self._open(*payload))
-            except Exception as error:
-                if came_from_signal_handler(error):
-                    raise
-                return items, error
+        append, loads = items.append, self._loads
+        try:
+            for payload, tag in pending[:limit]:
+                append(payload if tag & cells_.RAW else loads(payload))
+        except Exception as error:
+            if came_from_signal_handler(error):
+                raise
+            return items, error
         return items, None
 
     def __iter__(self) -> Iterator[T]:

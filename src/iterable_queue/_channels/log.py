@@ -34,6 +34,7 @@ import mmap
 import os
 import threading
 from collections.abc import Callable, Iterable
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final
 
 from iterable_queue import _fence
@@ -1066,8 +1067,10 @@ class LogChannel:
         return None
 
     def unwrap(self, payload: Any) -> tuple[Any, int]:
-        data, producer = payload
-        return data, producer
+        data, tag = payload
+        if tag == RAW:  # and no producer: an item of a chunk, as `unclaim` has moved it
+            return marshal.dumps(data), 0
+        return data, tag
 
     # -- claims ----------------------------------------------------------------------------------
 
@@ -1275,10 +1278,8 @@ class LogChannel:
         claim = hand.rest or hand.claim
         payloads = claim[-limit:]
         payloads.reverse()
-        if cells[mine + CLAIM_ENTRY]:
-            moved = [(marshal.dumps(item), 0) for item in payloads]
-        else:
-            moved = [(payload, hand.tag(place)) for place, payload in enumerate(payloads)]
+        tags: Iterable[int] = repeat(RAW) if cells[mine + CLAIM_ENTRY] else hand.tags(len(payloads))
+        moved = list(zip(payloads, tags))  # noqa: B905 - as many as there are payloads
         count = len(moved)
         rest = claim[:-count]
         at = hand.next + count
