@@ -118,6 +118,9 @@ class Condition:
 
     __slots__ = ("_head", "_index", "_loops_turn", "_semaphore", "bell")
 
+    slice_s = SLICE_S
+    """No sleep is longer, in seconds."""
+
     def __init__(
         self, head: Cells, index: int, semaphore: Semaphore, bell: Bell | None = None
     ) -> None:
@@ -134,7 +137,7 @@ class Condition:
 
     def sleep(self, timeout_s: float) -> bool:
         """Wait for a token, at most a slice. Called without the lock. True: got one."""
-        return self._semaphore.acquire(True, min(timeout_s, SLICE_S))
+        return self._semaphore.acquire(True, min(timeout_s, self.slice_s))
 
     def retract(self) -> None:
         """Undo `announce` after a sleep without a token. Called with the lock held."""
