@@ -472,8 +472,9 @@ class Link:
 
     def post(self, script: Script, *args: object) -> None:
         """Run *script* without waiting for what comes of it."""
-        # Numbered 0: such a script looks at no number.
-        self.tell(QUIET + script.packed(self._key, self.arguments(args, 0)))
+        # Numbered 0: such a script looks at no number. With its text, since an answer that it is
+        # not known would not be heard.
+        self.tell(QUIET + script.packed(self._key, self.arguments(args, 0), whole=True))
 
     def drop(self) -> None:
         """Let the connection go; the next call makes another one."""
@@ -1162,6 +1163,7 @@ class RedisLedger(Ledger):
             CLOSE, number, blob, *known, what=f"close of endpoint {number}"
         )
         self.forget(number)
+        self.wake_everybody()  # other threads that wait on this endpoint find it closed
         return bool(done > 0)
 
     def cancel(self, packed: object | None) -> None:

@@ -857,15 +857,11 @@ return {0}
 )
 """This client takes part no more. The last one of a queue that is over removes it."""
 
-BLOCKED: Final = _script(
-    COMMON,
-    """
-if call('HGET', P..'e:'..ARGV[4], 'o') == me then
-  call('HSET', P..'e:'..ARGV[4], 'b', ARGV[5], 't', now())
-end
+BLOCKED: Final = """
+local key = string.sub(KEYS[1], 1, -2)..'e:'..ARGV[4]
+if redis.call('HGET', key, 'o') == ARGV[1] then redis.call('HSET', key, 'b', ARGV[5]) end
 return 0
-""",
-)
+"""
 """How many callers of an endpoint wait: for people, so sent without waiting for a reply."""
 
 SIZE: Final = _script(
@@ -929,7 +925,9 @@ for i = 1, #clients, 2 do
 end
 local held = 0
 for _, v in ipairs(call('HVALS', HANDS)) do held = held + tonumber(string.match(v, ' (%d+)$')) end
-return {call('HGETALL', Q), call('LLEN', ITEMS), ahead(), held, ends, clients}
+local queued, unhanded = call('LLEN', ITEMS), ahead()
+if queued + unhanded > get('hi') then redis.pcall('HSET', Q, 'hi', queued + unhanded) end
+return {call('HGETALL', Q), queued, unhanded, held, ends, clients}
 """,
 )
 """All that there is to be said of the queue, at one moment."""
