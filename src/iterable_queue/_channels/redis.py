@@ -1172,6 +1172,11 @@ class RedisLedger(Ledger):
         self.revoke()
         self.wake_everybody()
 
+    def keep_hands(self) -> None:
+        """Know the hands of endpoints also when these have forgotten them."""
+        for slot, hands in list(self.hands.items()):
+            self.hands[slot] = dict(hands)
+
     def forget_all(self) -> None:
         """In a forked child: nothing that was here is."""
         cells: Any = self.cells
@@ -1577,6 +1582,8 @@ class RedisCore(Core):
             )
         if self.link.lost is not None:
             raise self.link.lost
+        if not self._is_here:
+            self.register()
 
     def register(self) -> None:
         watch()
@@ -1829,7 +1836,8 @@ class RedisCore(Core):
         with self.runtime.lock_within(BRIEFLY_S):
             before, self.link.deadline = self.link.deadline, time.monotonic() + BRIEFLY_S
             try:
-                if not self._is_here or not self.ledger.is_open(slot, number):
+                self.check_here()
+                if not self.ledger.is_open(slot, number):
                     return None, 0
                 view = self.ledger.view(slot)
             finally:
@@ -2019,6 +2027,7 @@ class RedisCore(Core):
         if self._left:
             return
         self._left = True
+        self.ledger.keep_hands()  # which say what was handed out
         for endpoint in _forks.members_of(self.endpoints):
             endpoint.forget()
         try:
