@@ -617,6 +617,10 @@ class Core:
         ]
         return ", ".join(parts)
 
+    def remarks(self) -> list[str]:
+        """What else is to be told by `explain`. Called with the lock held, after `statistics`."""
+        return []
+
     @property
     def maker_pid(self) -> int:
         """The pid of the process that made the queue."""

@@ -814,6 +814,7 @@ class RedisLedger(Ledger):
         waits: the attempt that is being made is one of a caller that waits if it is in vain.
         owners: of clients: their pids and hosts, as last seen.
         silent_ms: for how long they had not been heard then.
+        unsigned: items whose signature was refused, at the last look.
         tells_at_once: coroutines wait here, for which nothing is called after a while.
     """
 
@@ -834,6 +835,7 @@ class RedisLedger(Ledger):
         "runtime_lock",
         "silent_ms",
         "tells_at_once",
+        "unsigned",
         "waits",
     )
 
@@ -851,6 +853,7 @@ class RedisLedger(Ledger):
         self._fetched: dict[int, SlotView] = {}
         self._views: list[SlotView] = []
         self._queued = self._ahead = self._held = self._put_ever = 0
+        self.unsigned = 0
         self._site = ""
         self._reported: dict[int, int] = {}
         self._unreported: dict[int, int] = {}
@@ -1228,6 +1231,7 @@ class RedisLedger(Ledger):
         self._ahead: int = looked[2]
         self._held: int = looked[3]
         self._put_ever = int(counts.get(b"pt", 0))
+        self.unsigned = int(counts.get(b"xs", 0))
         self._site = _text(counts.get(b"site", b""))
         head[cells_.HIGHEST] = max(head[cells_.HIGHEST], self._queued)
         clients: list[Any] = looked[5]
@@ -1649,6 +1653,12 @@ class RedisCore(Core):
             data = b"*4\r\n$7\r\nHINCRBY\r\n$%d\r\n%b\r\n$2\r\nxs\r\n$1\r\n1\r\n"
             self.link.tell(QUIET + data % (len(key), key))
         _news.note(_news.WARNING, "an item whose signature is wrong or missing was refused")
+
+    def remarks(self) -> list[str]:
+        count = self.ledger.unsigned
+        if not count:
+            return []
+        return [f"{count} item(s) were refused, whose signature was wrong or missing"]
 
     @property
     def maker_pid(self) -> int:
