@@ -202,7 +202,7 @@ class IterableQueue(Generic[T]):
         if not name or set(name) & set("{}") or len(name) > 200:
             raise ValueError(f"name must have 1 to 200 characters and no braces, not {name!r}")
         deliveries = check_options(
-            maxsize or 0 if isinstance(maxsize, (int, type(None))) else maxsize,
+            0 if maxsize is None else maxsize,
             on_failure or "raise",
             redeliver if redeliver is not None else max_deliveries is not None,
             max_deliveries,

@@ -1228,8 +1228,7 @@ class RedisLedger(Ledger):
         for cell, name in COUNTS:
             head[cell] = int(counts.get(name, 0))
         self._queued = looked[1] + looked[2]
-        self._ahead: int = looked[2]
-        self._held: int = looked[3]
+        self._ahead, self._held = looked[2:4]
         self._put_ever = int(counts.get(b"pt", 0))
         self.unsigned = int(counts.get(b"xs", 0))
         self._site = _text(counts.get(b"site", b""))
@@ -1291,7 +1290,7 @@ class RedisChannel:
     def pull_into(self, pending: list[Any]) -> Callable[[], object] | None:
         return None
 
-    def unwrap(self, payload: Any) -> tuple[Any, int]:
+    def unwrap(self, payload: tuple[Any, int]) -> tuple[Any, int]:
         return payload
 
     def clear(self) -> None:
@@ -1543,7 +1542,7 @@ class RedisCore(Core):
 
     gather = CHUNK
     queue_slot = 0
-    ledger: RedisLedger
+    ledger: RedisLedger  # type: ignore[mutable-override]  # it is set once, here
 
     def __init__(self, settings: Settings, options: Options, id_: str, site: str) -> None:
         sealer = Sealer(settings)
@@ -2074,7 +2073,7 @@ class RedisCore(Core):
         self.leave("was dropped without close()")
 
 
-LEAVE_S: Final = 3.0
+LEAVE_S: Final = 1.0
 """For how long a process that leaves tries to say so, in seconds."""
 
 
