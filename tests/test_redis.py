@@ -110,7 +110,11 @@ def test_wrong_arguments_raise_at_once() -> None:
         (TypeError, "sign must be a text or bytes, not 1", {"sign": 1}),
         (TypeError, "serializer must be a function", {"serializer": (1, 2)}),
         (ValueError, "on_failure must be 'raise' or 'cancel'", {"on_failure": "explode"}),
-        (ValueError, "max_deliveries is for queues with", {"redeliver": False, "max_deliveries": 2}),
+        (
+            ValueError,
+            "max_deliveries is for queues with",
+            {"redeliver": False, "max_deliveries": 2},
+        ),
     ):
         with pytest.raises(error, match=re.escape(text)):
             connect(**{"name": "n", **arguments})
@@ -265,8 +269,10 @@ def test_a_cluster_of_one_runs_the_scripts(tmp_path: Path) -> None:
         with server.client() as client:
             client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
             wait_until(
-                lambda: "cluster_state:ok" in repr(client.execute_command("CLUSTER INFO"))
-                or client.execute_command("CLUSTER INFO").get("cluster_state") == "ok",
+                lambda: (
+                    "cluster_state:ok" in repr(client.execute_command("CLUSTER INFO"))
+                    or client.execute_command("CLUSTER INFO").get("cluster_state") == "ok"
+                ),
                 "the cluster is up",
             )
         iq = server.connect()

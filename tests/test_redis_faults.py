@@ -351,9 +351,7 @@ def test_a_read_only_server_is_waited_for(server: Server) -> None:
 
 @pytest.mark.parametrize("at", [0, 1, 7, 40, 90])
 @pytest.mark.parametrize("what", ["request", "answer"])
-def test_a_connection_cut_in_mid_command(
-    server: Server, proxy: Proxy, what: str, at: int
-) -> None:
+def test_a_connection_cut_in_mid_command(server: Server, proxy: Proxy, what: str, at: int) -> None:
     """Each call is made once, whether the server has seen it or not."""
     iq = server.connect(url=proxy.url, expiry_s=10.0)
     out, source = iq.get_producer(), iq.get_consumer()

@@ -35,6 +35,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
@@ -249,7 +250,7 @@ class Link:
 
     Attributes:
         client: what the server calls this process; 0: not yet.
-        lost: why no call can be made any more, if so.
+        loss: why no call can be made any more, if so.
         deadline: of the call that is being made, on the monotonic clock; None: `retry_s` from now.
         is_unsure: the last call that was given up may have been made, or may yet be.
         calls: how many were made; round trips, for the curious.
@@ -263,7 +264,7 @@ class Link:
         self._pool = pool
         self._connection: Any = pool.make_connection()
         self.client = 0
-        self.lost: ChannelBroken | None = None
+        self.loss = ""
         self.deadline: float | None = None
         self.is_unsure = False
         self.busy = False
@@ -332,8 +333,8 @@ class Link:
             Late: `deadline` has passed.
             WouldDeadlock: called by what interrupted a call of this thread.
         """
-        if self.lost is not None:
-            raise self.lost
+        if self.loss:
+            raise ChannelBroken(self.loss)  # a new one each time: an old one has its traceback
         self._check_busy()
         self._number += 1
         arguments = self.arguments(args, self._number)
@@ -366,7 +367,8 @@ class Link:
                 ) from error
             except self._breaks as error:
                 self.drop()
-                broken: Exception = error
+                _let_go(error)
+                broken: Exception | None = error
             except self._refusals as error:
                 raise self._refused(error) from error
             except BaseException:
@@ -378,7 +380,10 @@ class Link:
                 until = time.monotonic() + (
                     self._settings.retry_s if patience_s < 0 else patience_s
                 )
-            self._pause(next(pauses, PAUSES_S[-1]), until, broken, what or script.name)
+            try:
+                self._pause(next(pauses, PAUSES_S[-1]), until, broken, what or script.name)
+            finally:
+                broken = None  # or error, traceback and this frame would keep the queue alive
 
     def _check_busy(self) -> None:
         if self.busy:
@@ -401,7 +406,7 @@ class Link:
         if left < ANSWER_S and not _is_readable(self.fileno(), max(left, 0.0)):
             raise TimeoutError("no answer in time")
 
-    def _pause(self, pause_s: float, until: float, error: Exception, what: str) -> None:
+    def _pause(self, pause_s: float, until: float, error: Exception | None, what: str) -> None:
         """Before another attempt; raises where there is to be none."""
         now = time.monotonic()
         if self.deadline is not None and now + pause_s >= self.deadline:
@@ -424,18 +429,18 @@ class Link:
         text = str(error)
         name = self._settings.name
         if "IQEXPIRED" in text or "IQSTALE" in text:
-            self.lost = ChannelBroken(
+            self.loss = (
                 f"process {os.getpid()} takes part in the queue {name!r} no more: the server at "
                 f"{self.address} has not heard from it for too long (expiry_s), or has lost its "
                 "keys. Its endpoints have ended, and others may have what it had in hand: stop, "
                 "or connect() again for new ones"
             )
-            return self.lost
+            return ChannelBroken(self.loss)
         if "IQGONE" in text:
-            self.lost = ChannelBroken(
+            self.loss = (
                 f"the queue {name!r} is gone from the server at {self.address}: everybody had left"
             )
-            return self.lost
+            return ChannelBroken(self.loss)
         for word, said in (
             ("IQFOREIGN ", "is in use for something else, which was left as it is: key "),
             ("IQVERSION ", "was made by another version of iterable_queue: "),
@@ -456,14 +461,15 @@ class Link:
 
     def tell(self, commands: bytes) -> None:
         """Send commands that are not answered, each behind QUIET. They may get lost."""
-        if self.lost is not None or self._is_new:
+        if self.loss or self._is_new:
             return  # `restore` says it later
         self._check_busy()
         self.busy = True
         try:
             self._connection.send_packed_command((commands,), False)
-        except self._breaks:
+        except self._breaks as error:
             self.drop()
+            _let_go(error)
         except BaseException:
             self.drop()
             raise
@@ -499,6 +505,17 @@ class Link:
     def is_break(self, error: BaseException) -> bool:
         """Whether *error* says that the connection is broken."""
         return isinstance(error, self._breaks)
+
+
+def _let_go(error: BaseException) -> None:
+    """Forget what the frames of a failed attempt held, which the client ties into knots.
+
+    Else what called it, and so the queue and its connection, would wait for the collector.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        traceback.clear_frames(found.__traceback__)
+        found = found.__context__
 
 
 def _is_readable(fd: int, timeout_s: float) -> bool:
@@ -1423,16 +1440,17 @@ class Listener:
                         return
                     pauses = iter(PAUSES_S)
                 except Exception as error:
-                    if self._link.lost is not None:
+                    if self._link.loss:
                         core = self._core()
                         if core is not None:
-                            core.was_taken_for_dead(self._link.lost)
+                            core.was_taken_for_dead(self._link.loss)
                         return
                     if not isinstance(error, (ChannelBroken, Late)) and not self._link.is_break(
                         error
                     ):
                         _news.note(_news.WARNING, "listening for messages: %r", error)
                     self._link.drop()
+                    _let_go(error)
                     self._has_missed = True
                     if _is_readable(self._wake_end, next(pauses, PAUSES_S[-1])):
                         data = os.read(self._wake_end, 100)
@@ -1583,8 +1601,8 @@ class RedisCore(Core):
             raise ChannelBroken(
                 f"process {os.getpid()} is ending and has left the queue; close endpoints before"
             )
-        if self.link.lost is not None:
-            raise self.link.lost
+        if self.link.loss:
+            raise ChannelBroken(self.link.loss)
         if not self._is_here:
             self.register()
 
@@ -1636,10 +1654,10 @@ class RedisCore(Core):
         if self._listener is None:
             self._listener = Listener(self)
 
-    def was_taken_for_dead(self, error: ChannelBroken) -> None:
+    def was_taken_for_dead(self, loss: str) -> None:
         """The server knows this client no more."""
-        self.link.lost = error
-        _news.note(_news.ERROR, "%s", error)
+        self.link.loss = loss
+        _news.note(_news.ERROR, "%s", loss)
         with self.runtime.lock:
             self.ledger.revoke()
             self.ledger.wake_everybody()
@@ -1681,7 +1699,7 @@ class RedisCore(Core):
 
     def can_go_on(self) -> bool:
         """Whether calls can be made."""
-        return not self._left and self.link.lost is None and not sys.is_finalizing()
+        return not self._left and not self.link.loss and not sys.is_finalizing()
 
     def check_options(self, options: Options) -> None:
         """Raises ValueError where the queue is not like these."""
@@ -1821,7 +1839,7 @@ class RedisCore(Core):
     def _bury_dropped(self) -> None:
         while self._dropped and not self.ledger.head[cells_.HOLDER]:
             slot, number = self._dropped[0]
-            if self._left or self.link.lost is not None:
+            if self._left or self.link.loss:
                 self._dropped.clear()
                 return
             self.ledger.transact(self._bury, slot, number)
@@ -1881,7 +1899,7 @@ class RedisCore(Core):
     # -- forks -----------------------------------------------------------------------------------
 
     def before_fork(self, arguments: tuple[object, ...]) -> None:
-        if not self._is_here or self._left or self.link.lost is not None:
+        if not self._is_here or self._left or self.link.loss:
             return
         untaken = list(self._untaken())
         direct = {id(argument) for argument in arguments}
@@ -1933,7 +1951,7 @@ class RedisCore(Core):
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.forget()
-        lost, address = self.link.lost, self.address
+        loss, address = self.link.loss, self.address
         self.link.drop()
         self._redis_runtime.after_fork_in_child()
         self._dropped.clear()
@@ -1945,7 +1963,7 @@ class RedisCore(Core):
         ledger.me = 0
         self._is_here = False
         self.link = ledger.link = self._redis_runtime.redis_errors.link = Link(address.settings)
-        self.link.lost = lost
+        self.link.loss = loss
         self.link.restore = ledger.claims_left
         self._options = Options()
         if self._heir is not None:
@@ -2040,7 +2058,7 @@ class RedisCore(Core):
         for endpoint in _forks.members_of(self.endpoints):
             endpoint.forget()
         try:
-            if self._is_here and self.link.lost is None:
+            if self._is_here and not self.link.loss:
                 with self.runtime.lock_within(LEAVE_S):
                     self.link.deadline = time.monotonic() + LEAVE_S
                     self.ledger.transact(self._leave, how, cause)
