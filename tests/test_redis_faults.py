@@ -153,7 +153,8 @@ def test_clients_killed_at_random(
             f"{path} has {least} bytes",
         )
         assert process.pid is not None
-        os.kill(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has come to its end before
+            os.kill(process.pid, signal.SIGKILL)
     processes.join(50.0)
     try:
         iq.join(10.0)
@@ -174,20 +175,9 @@ def test_clients_killed_at_random(
         assert not twice
         assert len(missing) <= 1
         assert now.lost <= 1
-    by_producer = [[n for n in noted([path]) if n < 1000] for path in takes[1:]]
-    assert all(found == sorted(found) for found in by_producer if not redeliver)
 
 
-def put_one_and_wait(out: Producer[int], ready: str) -> None:
-    out.put(1)
-    Path(ready).touch()
-    out.put(2)
-    Path(f"{ready}-again").touch()
-    signal.pause()
-
-
-@FORKS
-def test_who_was_taken_for_dead_is_told(server: Server, tmp_path: Path) -> None:
+def test_who_was_taken_for_dead_is_told(server: Server) -> None:
     """A client that stood still for too long: its endpoints ended, and it can't go on."""
     iq = server.connect(name="q", expiry_s=1.0, maxsize=10)
     program = (
