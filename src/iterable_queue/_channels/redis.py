@@ -115,6 +115,15 @@ PAUSES_S: Final = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)
 """Between two attempts to reach the server."""
 ANSWER_S: Final = 5.0
 """How long one answer is waited for until the connection counts as broken, in seconds."""
+GATHER_S: Final = 0.001
+"""A consumer that is faster than what comes asks no more often than this, in seconds, as long as it
+finds several items each time: what asking costs the server would slow down those who put."""
+FEW: Final = 2
+"""Items of a claim that are not several."""
+FEW_TIMES: Final = 16
+"""After so many claims of few items a consumer tries whether it finds more if it asks later;"""
+NOT_AGAIN: Final = 256
+"""and if it does not, it tries that again after so many claims."""
 QUIET: Final = b"*3\r\n$6\r\nCLIENT\r\n$5\r\nREPLY\r\n$4\r\nSKIP\r\n"
 """Before a command: it is not answered."""
 
@@ -768,22 +777,58 @@ class Own:
 
     Attributes:
         index: of the hand in its endpoint.
+        is_new: it never had a claim.
         call: the number of the call that made its last claim; 0: there is none.
         claim: that, while it is handed out one by one.
         kept: items of that claim that go back to the others with the next call.
         bytes_each: of the items of that claim, on average.
         trip_ns: how long the call took.
+        gathers: it asks for more only after a while (see GATHER_S).
     """
 
-    __slots__ = ("bytes_each", "call", "claim", "index", "kept", "trip_ns")
+    __slots__ = (
+        "_few",
+        "_has_gathered",
+        "bytes_each",
+        "call",
+        "claim",
+        "gathers",
+        "index",
+        "is_new",
+        "kept",
+        "trip_ns",
+    )
 
     def __init__(self, index: int) -> None:
         self.index = index
+        self.is_new = True
         self.call = 0
         self.claim: Claim | None = None
         self.kept = 0
         self.bytes_each = 0
         self.trip_ns = 0
+        self.gathers = False
+        self._has_gathered = False
+        self._few = 0
+
+    def gather(self, hand: Hand, now_ns: int) -> None:
+        """Give those who put some time, if it is worth it. Called without the lock."""
+        if self.gathers:
+            time.sleep(max(GATHER_S - (now_ns - hand.since) / 1e9, 0.0))
+            self._has_gathered = True
+
+    def learn(self, count: int, limit: int) -> None:
+        """A claim had so many items, of *limit* at most."""
+        if self.gathers:
+            if self._has_gathered and count <= FEW:
+                self.gathers = False
+                self._few = -NOT_AGAIN
+        elif count <= FEW and limit > FEW:
+            self._few += 1
+            self.gathers = self._few >= FEW_TIMES
+        else:
+            self._few = min(self._few, 0)
+        self._has_gathered = False
 
     def put_away(self, hand: Hand) -> None:
         """Hand out nothing more of the claim: what is left goes back with the next call."""
@@ -979,6 +1024,7 @@ class RedisLedger(Ledger):
             limit,
             1 << 40 if many else CLAIM_BYTES,
             int(self.waits),
+            int(own.is_new),
             what=f"get of {KIND_NAMES[kind]} {slot}",
         )
         code, self.head[STATE] = answer[:2]
@@ -989,11 +1035,13 @@ class RedisLedger(Ledger):
             raise self._why_not(code, slot, kind)
         self.cells[slot * SLOT_SIZE + FLAGS] &= ~UNASKED
         items: list[bytes] = answer[2:]
+        own.is_new = own.is_new and not items
         number = self.link.number if items else 0
         if claims and items:
             hand.since = self.now()
             own.trip_ns = hand.since - began
             own.bytes_each = sum(map(len, items)) // len(items)
+            own.learn(len(items), limit)
             claim = Claim(self, f"{slot}:{own.index}", number, len(items))
             payloads = [item.partition(b":")[2] for item in reversed(items)]
             # Together.
@@ -1732,12 +1780,11 @@ class RedisCore(Core):
         """Do what *message* says. Lock held. Returns what it woke somebody for, if it did."""
         what, *rest = message
         runtime, ledger = self.runtime, self.ledger
-        if what == "i":
-            runtime.items.notify()
-            return what
-        if what == "r":
-            runtime.room.notify()
-            return what
+        if what in _WAITS:
+            waiting = ledger.head[_WAITS[what]]
+            (runtime.items if what == "i" else runtime.room).notify()
+            # One who waited alone needs nothing more.
+            return "" if waiting == 1 else what
         if what == "c":
             try:
                 ledger.recall(*map(int, rest))
@@ -1782,6 +1829,10 @@ class RedisCore(Core):
         deadline: float | None,
         endpoint: Endpoint | None = None,
     ) -> bool:
+        if condition is self.runtime.items and endpoint is not None:
+            hand: Hand | None = endpoint._hands.get(threading.get_ident())  # pyright: ignore[reportPrivateUsage]
+            if hand is not None and hand.own is not None and deadline is None:
+                hand.own.gather(hand, self.ledger.now())
         return super().wait(partial(self._tried, attempt, deadline), condition, deadline, endpoint)
 
     def awaiting(

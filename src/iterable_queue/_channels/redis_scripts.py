@@ -9,8 +9,9 @@ All begin with `iq:{name}:`, so that a cluster keeps them in one place, by the h
     e:<n>    hash    an open endpoint: kind, flags, owner, maker, generation, road, hands, site
     open     set     the numbers of the open endpoints
     c:<n>:<h>:<k>  list  what hand h of endpoint n has claimed by its call k: in hand, then unhanded
-    hands    hash    n:h -> `k held`: the claim of each hand that has one, and how much is in hand
-    ahead    set     n:h of claims that were made of several items
+    hands    hash    n:h -> `k held -`: the claim of each hand that has one, how much is in hand, and
+                     `a` in place of `-` where it was made of several items, one in hand
+    ahead    set     n:h of those
     k:<c>    hash    a client (a process): its pid, host, last call and the reply to that
     beats    zset    clients, by the server's time of their last heartbeat in ms
     w:<c>    list    messages to a client, which it waits for
@@ -74,6 +75,7 @@ local function wake(set, n, message)
   if n < 1 then return end
   local popped = call('ZPOPMIN', P..set, n)
   for i = 1, #popped, 2 do push(popped[i], message) end
+  if set == 'wi' and #popped < 2 * n then call('HSET', Q, 'ww', 0) end
 end
 """
 
@@ -104,7 +106,7 @@ local function claim_key(hand, k) return P..'c:'..hand..':'..k end
 local function claim_of(hand)
   local v = call('HGET', HANDS, hand)
   if not v then return nil end
-  local k, held = string.match(v, '^(%d+) (%d+)$')
+  local k, held = string.match(v, '^(%d+) (%d+)')
   return k, tonumber(held)
 end
 
@@ -561,18 +563,18 @@ PUT: Final = _script(
     SESSION,
     """
 -- endpoint, kind, whether it waits, then items. Returns how many were put, or why none may be; and
--- the state.
+-- the state. That this client lives shows that its endpoint is open.
 local n, worker = ARGV[4], ARGV[5] == '3'
-local q = call('HMGET', Q, 'st', 'ms', 'hi', 'pr', 'bu')
+local q = call('HMGET', Q, 'st', 'ms', 'pt', 'hi', 'ww')
 local st, maxsize = num(q[1]), num(q[2])
 if st > CLOSED then return {-1, st} end
-local e = call('HMGET', P..'e:'..n, 'o', 'f')
-if e[1] ~= me then return {-3, st} end
-local first, count = 7, #ARGV - 6
+local first, count, flags = 7, #ARGV - 6, 0
 if worker then
-  if band(st, CLOSED) ~= 0 and num(q[4]) == 0 and num(q[5]) == 0 and call('LLEN', ITEMS) == 0 then
+  local pr, bu = get('pr', 'bu')
+  if band(st, CLOSED) ~= 0 and pr == 0 and bu == 0 and call('LLEN', ITEMS) == 0 then
     return {-2, st}
   end
+  flags = num(call('HGET', P..'e:'..n, 'f'))
 elseif maxsize > 0 then
   count = math.min(count, maxsize - call('LLEN', ITEMS))
   if count < 1 then
@@ -587,12 +589,9 @@ local size
 if count == 1 then size = call('RPUSH', ITEMS, ARGV[first])
 else size = call('RPUSH', ITEMS, unpack(ARGV, first, first + count - 1)) end
 if size == count then call('PEXPIRE', ITEMS, ttl) end
-if size > num(q[3]) then call('HSET', Q, 'hi', size) end
-call('HINCRBY', Q, 'pt', count)
-if worker and band(num(e[2]), UNASKED) ~= 0 then
-  call('HSET', P..'e:'..n, 'f', bor(num(e[2]), HAS_PUT))
-end
-wake('wi', count, 'i')
+call('HSET', Q, 'pt', num(q[3]) + count, 'hi', math.max(size, num(q[4])))
+if band(flags, UNASKED) ~= 0 then call('HSET', P..'e:'..n, 'f', bor(flags, HAS_PUT)) end
+if q[5] == '1' then wake('wi', count, 'i') end
 return done({count, st})
 """,
 )
@@ -601,75 +600,102 @@ return done({count, st})
 TAKE: Final = _script(
     COMMON,
     SESSION,
-    RULES.replace("call('HDEL', Q, '-')", "call('HDEL', K, '-')"),
     """
--- endpoint, kind, hand, the claim known, how much of it goes back, mode, pace, most bytes, waits
+-- endpoint, kind, hand, the claim known, how much of it goes back, mode, pace, most bytes, whether
+-- it waits, whether the hand is new
 local n, worker, h, known, keep = ARGV[4], ARGV[5] == '3', ARGV[6], ARGV[7], tonumber(ARGV[8])
 local mode, limit, most, waits = ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11]), ARGV[12] == '1'
 local hand = n..':'..h
 local key = P..'c:'..hand..':'..no
 if no == tonumber(session[1]) then
-  local st = get('st')
-  return {1, st, unpack(call('LRANGE', key, 0, -1))}
+  return {1, get('st'), unpack(call('LRANGE', key, 0, -1))}
 end
-local st, maxsize, co, wo = get('st', 'ms', 'co', 'wo')
+local q = call('HMGET', Q, 'st', 'ms', 'co', 'wo', 'tk', 'bu')
+local st, maxsize = num(q[1]), num(q[2])
 if band(st, CANCELLED) ~= 0 then return done({-1, st}) end
-local e = call('HMGET', P..'e:'..n, 'o', 'f', 'hn')
-if e[1] ~= me then return done({-3, st}) end
-local finished = finish(hand, known, keep, worker)
-if worker and band(num(e[2]), UNASKED) ~= 0 then
-  call('HSET', P..'e:'..n, 'f', band(num(e[2]), bnot(bor(UNASKED, HAS_PUT))))
-  add('bu', -1)
-  finished = finished + 1
-end
-local queued = call('LLEN', ITEMS)
-if mode == 'claim' then
-  if maxsize > 0 or (co + wo > 1 and queued <= 64) then limit = 1
-  elseif limit > 1 then limit = math.max(math.min(limit, math.floor(queued / math.max(co + wo, 1))), 1)
+
+local function claim(queued, was_ahead)
+  if mode == 'claim' then
+    local takers = math.max(num(q[3]) + num(q[4]), 1)
+    if maxsize > 0 or (takers > 1 and queued <= 64) then limit = 1
+    elseif limit > 1 then limit = math.max(math.min(limit, math.floor(queued / takers)), 1)
+    end
   end
-end
-if queued > 0 then
-  local got, bytes = 0, 0
+  local reply, got, bytes = {1, st}, 0, 0
   while got < limit and (got == 0 or bytes < most) do
     local block = call('LPOP', ITEMS, math.min(limit - got, got == 0 and 1 or 32))
     if not block then break end
     call('RPUSH', key, unpack(block))
+    for i = 1, #block do
+      reply[got + i + 2] = block[i]
+      bytes = bytes + #block[i]
+    end
     got = got + #block
-    for i = 1, #block do bytes = bytes + #block[i] end
   end
   call('PEXPIRE', key, ttl)
   local held = mode == 'claim' and 1 or got
-  if call('HSET', HANDS, hand, no..' '..held) == 1 and call('HLEN', HANDS) == 1 then
+  local is_ahead = got > held
+  if call('HSET', HANDS, hand, no..' '..held..(is_ahead and ' a' or ' -')) == 1 then
     call('PEXPIRE', HANDS, ttl)
   end
-  if got > held then
+  if is_ahead and not was_ahead then
     call('SADD', AHEAD, hand)
     call('PEXPIRE', AHEAD, ttl)
+  elseif was_ahead and not is_ahead then
+    call('SREM', AHEAD, hand)
   end
-  if num(e[3]) <= tonumber(h) then call('HSET', P..'e:'..n, 'hn', h + 1) end
-  add('tk', got)
-  if worker then add('bu', held) end
+  if ARGV[13] == '1' and num(call('HGET', P..'e:'..n, 'hn')) <= tonumber(h) then
+    call('HSET', P..'e:'..n, 'hn', h + 1)
+  end
+  call('HINCRBY', Q, 'tk', got)
+  if worker then call('HINCRBY', Q, 'bu', held) end
   if maxsize > 0 then wake('wr', got, 'r') end
   call('HSET', K, 'no', no, 're', 'claim')
-  return {1, st, unpack(call('LRANGE', key, 0, -1))}
+  return reply
 end
+
+-- What is usual: all of the last claim was handed out, and there is more.
+local queued = call('LLEN', ITEMS)
+local v = call('HGET', HANDS, hand)
+if queued > 0 and not worker then
+  local was, mark = string.match(v or '', '^(%d+) %d+ (.)')
+  if not v or (was == known and keep == 0) then
+    if v then call('DEL', P..'c:'..hand..':'..was) end
+    return claim(queued, mark == 'a')
+  end
+end
+""",
+    RULES,
+    """
+local finished = finish(hand, known, keep, worker)
+if worker then
+  local flags = num(call('HGET', P..'e:'..n, 'f'))
+  if band(flags, UNASKED) ~= 0 then
+    call('HSET', P..'e:'..n, 'f', band(flags, bnot(bor(UNASKED, HAS_PUT))))
+    add('bu', -1)
+    finished = finished + 1
+  end
+end
+queued = call('LLEN', ITEMS)
+if queued > 0 then return claim(queued, false) end
 if finished > 0 then settle() end
 if drained() then return done({-2, get('st')}) end
 if waits then
   call('ZADD', P..'wi', 'NX', now(), me)
   call('PEXPIRE', P..'wi', ttl)
+  call('HSET', Q, 'ww', 1)
   -- Whoever has claimed most gives half of it back.
-  local victim, size, claim
+  local victim, size, made
   for _, other in ipairs(call('SMEMBERS', AHEAD)) do
     local k, held = claim_of(other)
     if k then
       local left = call('LLEN', claim_key(other, k)) - held
-      if left > (size or 0) then victim, size, claim = other, left, k end
+      if left > (size or 0) then victim, size, made = other, left, k end
     end
   end
   if victim then
     local owner = call('HGET', P..'e:'..string.match(victim, '^%d+'), 'o')
-    if owner then push(owner, 'c '..string.gsub(victim, ':', ' ')..' '..claim) end
+    if owner then push(owner, 'c '..string.gsub(victim, ':', ' ')..' '..made) end
   end
 end
 return done({0, st})
@@ -779,6 +805,7 @@ if waits then
   local set = P..(what == 'i' and 'wi' or 'wr')
   call('ZADD', set, 'NX', now(), me)
   call('PEXPIRE', set, ttl)
+  if what == 'i' then call('HSET', Q, 'ww', 1) end
 elseif more > 0 then
   wake(what == 'i' and 'wi' or 'wr', 1, what)
 end
@@ -924,7 +951,7 @@ for i = 1, #clients, 2 do
   clients[i] = num(clients[i])
 end
 local held = 0
-for _, v in ipairs(call('HVALS', HANDS)) do held = held + tonumber(string.match(v, ' (%d+)$')) end
+for _, v in ipairs(call('HVALS', HANDS)) do held = held + tonumber(string.match(v, '^%d+ (%d+)')) end
 local queued, unhanded = call('LLEN', ITEMS), ahead()
 if queued + unhanded > get('hi') then redis.pcall('HSET', Q, 'hi', queued + unhanded) end
 return {call('HGETALL', Q), queued, unhanded, held, ends, clients}
