@@ -33,10 +33,14 @@ def need_redis() -> None:
         pytest.skip("the package redis is not installed")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port(most: int = 65535) -> int:
+    """A port that nobody listens to, no higher than that."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port <= most:
+            return port
 
 
 class Server:
@@ -52,7 +56,7 @@ class Server:
         self._host = host
         self._process: subprocess.Popen[bytes] | None = None
         self._count = 0
-        self.port = free_port()
+        self.port = free_port(55_000)  # for a cluster, that plus 10,000 is one as well
         self.url = f"redis://{host}:{self.port}/0"
         self.path = f"{directory}/socket"
 
