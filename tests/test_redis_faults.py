@@ -36,9 +36,6 @@ from iterable_queue import (
 from tests.conftest import FORKS, Processes, wait_until
 from tests.redis_server import Proxy, Server, need_redis
 
-# A failed attempt to connect may be tied into a knot by the client, with its socket.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 
 

@@ -272,6 +272,9 @@ class Link:
         pool: Any = _client_of(settings.source).connection_pool
         self._pool = pool
         self._connection: Any = pool.make_connection()
+        # Where this is garbage with all that refers to it, its socket is closed before that is
+        # collected as well, and warns.
+        weakref.finalize(self, self._connection.disconnect).atexit = False
         self.client = 0
         self.loss = ""
         self.deadline: float | None = None
