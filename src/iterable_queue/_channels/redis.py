@@ -39,6 +39,7 @@ import traceback
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
+from importlib import import_module
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -1462,6 +1463,14 @@ class Listener:
         self.guarded[end] = client, pid
         self._poke(b"g")
 
+    def ended(self) -> list[tuple[int, int]]:
+        """The children that have ended, and that the thread has not come to yet."""
+        poll = select.poll()
+        for end in list(self.guarded):
+            poll.register(end, 0)
+        gone = [end for end, event in poll.poll(0) if event & select.POLLHUP]
+        return [found for end in gone if (found := self.guarded.get(end)) is not None]
+
     def stop(self) -> None:
         """End the thread, soon."""
         self._poke(b"x")
@@ -1642,6 +1651,8 @@ class RedisCore(Core):
         self.made = False
         self.address = Address(settings, id_)
         self.link.restore = ledger.claims_left
+        # Which a process has that starts others, but not before it does: its hooks come first.
+        import_module("multiprocessing.util")
         install_exit_hooks("multiprocessing")
         _forks.track(self)  # now that it is whole
 
@@ -1811,17 +1822,19 @@ class RedisCore(Core):
 
     def child_ended(self, client: int, pid: int) -> None:
         """A child has ended; if it had not left, its endpoints end."""
-        how = (
+        try:
+            self.transact(self.link.call, DEAD, client, self._how_ended(pid))
+        except (ChannelBroken, OSError):
+            pass  # the others find out when it is not heard any more
+
+    def _how_ended(self, pid: int) -> str:
+        return (
             f"{how_it_ended(pid)} without close()"
             if pid
             else "was given to a process that ended before it began to run, for a reason that its "
             "stderr shows. Under spawn and forkserver, start processes below "
             "`if __name__ == '__main__':` only"
         )
-        try:
-            self.transact(self.link.call, DEAD, client, how)
-        except (ChannelBroken, OSError):
-            pass  # the others find out when it is not heard any more
 
     # -- calls that wait -------------------------------------------------------------------------
 
@@ -2137,6 +2150,9 @@ class RedisCore(Core):
                 self.end(view, how, cause)
             elif not view.flags & (SENT | FORKED):
                 ledger.close(view.slot, view.number)
+        if self._listener is not None:
+            for client, pid in self._listener.ended():
+                self.link.call(DEAD, client, self._how_ended(pid))
         self.link.call(BYE, how)
 
     def __del__(self) -> None:
