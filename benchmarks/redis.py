@@ -23,11 +23,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, Final, NamedTuple
 
-import redis
-
 from iterable_queue import IterableQueue
+
+redis: Any = import_module("redis")
 
 BATCH: Final = 1000
 """Items of one call, where batches are measured."""
@@ -191,7 +192,7 @@ def measure(row: Row, url: str, count: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="The channel over a Redis server.")
     parser.add_argument("--items", type=int, default=100_000, help="of the fastest rows")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", default="", help="a file for the figures")
@@ -205,8 +206,7 @@ def main() -> None:
     url = f"redis://127.0.0.1:{port}/0"
     with tempfile.TemporaryDirectory() as directory:
         server = subprocess.Popen(
-            [command, "--port", str(port), "--bind", "127.0.0.1", "--dir", directory]
-            + ["--save", "", "--appendonly", "no"],
+            [command, "--port", str(port), "--bind", "127.0.0.1", "--dir", directory, "--save", ""],
             stdout=subprocess.DEVNULL,
         )
         try:

@@ -10,6 +10,7 @@ import subprocess
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from tests.conftest import wait_until
 
 SERVER = shutil.which("redis-server") or shutil.which("valkey-server")
 try:
-    import redis
+    redis: Any = import_module("redis")
 except ImportError:
-    redis = None  # type: ignore[assignment]
+    redis = None
 
 
 def need_redis() -> None:
@@ -71,16 +72,16 @@ class Server:
         wait_until(self._answers, "the server answers")
 
     def _answers(self) -> bool:
-        with suppress(redis.ConnectionError, redis.exceptions.BusyLoadingError):
-            with redis.Redis(unix_socket_path=self.path) as client:
-                return bool(client.ping())
+        with suppress(redis.ConnectionError), redis.Redis(unix_socket_path=self.path) as client:
+            return bool(client.ping())
         return False
 
     def client(self) -> Any:
         """A client of it, for looking and meddling."""
         return redis.Redis(unix_socket_path=self.path)
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
+        """All keys."""
         with self.client() as client:
             return sorted(key.decode() for key in client.keys("*"))
 
@@ -126,13 +127,14 @@ class Maker:
         redeliver: bool = False,
     ) -> IterableQueue[Any]:
         self._count += 1
+        options: dict[str, Any] = {"expiry_s": 1.0, **self._options}
         return IterableQueue[Any].connect(
             self._url,
             name=f"made-{os.getpid()}-{self._count}",
             maxsize=maxsize,
             on_failure=on_failure,
             redeliver=redeliver,
-            **{"expiry_s": 1.0, **self._options},
+            **options,
         )
 
 

@@ -110,7 +110,7 @@ def redis_server(tmp_path: Path) -> Iterator[Server]:
 
 
 ON_A_SERVER = {"a_wrong_maxsize_raises_at_once"}
-"""What can't be asked of `connect()`, where a maxsize of None is one that somebody else has said."""
+"""What can't be asked of `connect()`, where a maxsize of None leaves it to others."""
 
 
 @pytest.mark.parametrize("name", [name for name in IN_ANY_ORDER if name not in ON_A_SERVER])

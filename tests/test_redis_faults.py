@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -301,10 +300,15 @@ def test_no_memory_left(server: Server) -> None:
         client.config_set("maxmemory", used + 4_000_000)
         item = b"x" * 100_000
         count = 0
-        with pytest.raises(OSError, match="has reached its memory limit") as caught:
+
+        def put_all() -> None:
+            nonlocal count
             while count < 1000:
                 out.put(item)
                 count += 1
+
+        with pytest.raises(OSError, match="has reached its memory limit") as caught:
+            put_all()
         assert caught.value.errno == errno.ENOSPC
         assert iq.qsize() == count
         with pytest.raises(OSError, match="put of producer 1"):
@@ -359,7 +363,7 @@ def test_a_connection_cut_in_mid_command(server: Server, proxy: Proxy, what: str
     cut()
     out.put_many(range(8, 2008))
     assert iq.qsize() == 2008
-    got = []
+    got: list[int] = []
     for _ in range(4):
         cut()
         got.append(source.get())
@@ -385,7 +389,7 @@ def test_hand_outs_told_on_a_connection_that_broke_are_told_again(
     iq = server.connect(url=proxy.url, expiry_s=10.0)
     out, source = iq.get_producer(), iq.get_consumer()
     out.put_many(range(5000))
-    got = []
+    got: list[int] = []
     for n in range(5000):
         if n % 700 == 699:
             proxy.cut(request=0)

@@ -125,7 +125,7 @@ def test_the_hash_tree_over_two_hosts(
         ["sha256sum", *paths], capture_output=True, text=True, timeout=30, check=True
     )
     assert out == expected.stdout
-    wait_until(lambda: not server.keys(), "the end of both queues has removed their keys")
+    wait_until(lambda: not server.names(), "the end of both queues has removed their keys")
 
 
 PUTS = """

@@ -175,8 +175,11 @@ class IterableQueue(Generic[T]):
                 password where there are any), or a function without arguments that returns a
                 `redis.Redis`, for Sentinel say: at the top level of a module, if endpoints travel.
             name: of the queue, without braces; its keys begin with `iq:{name}:`.
-            maxsize, on_failure, redeliver, max_deliveries: as for `IterableQueue`. None: as the
-                queue is, or as there if this makes it.
+            maxsize: most items that may be put and not taken; 0 or less: unbounded. None: as the
+                queue is, or unbounded if this makes it. Likewise:
+            on_failure: as for `IterableQueue`.
+            redeliver: likewise.
+            max_deliveries: likewise.
             serializer: two functions, from an item to bytes and back; None: pickle, which runs code
                 of whoever can write to the server. All must use the same.
             sign: a key that all share: each item is signed (HMAC-SHA256), and one that is not is

@@ -304,6 +304,9 @@ class ThreadRuntime:
         lock = threading.RLock()
         self.lock: Lock = lock
         self.trylock: Lock = guard(lock.acquire, lock.__exit__, False)
+        self.items: Condition
+        self.room: Condition
+        self.end: Condition
         self.items, self.room, self.end = (
             Condition(self.head, index, TokenQueue()) for index in waiters
         )

@@ -12,9 +12,10 @@ Waiting goes as everywhere: an attempt under this process's lock, then a sleep o
 attempt that finds nothing has this client written down at the server as one that waits, in the same
 script. Whoever puts then sends it a message; the thread that listens gives a token to a sleeper.
 
-Why lists and not Streams: a group's consumer reads ahead and acknowledges later, but a stream knows
-nothing of who may still put, of a bound, or of what a consumer was handed and what it only read. All
-of that is in the scripts anyway; then a list does what a stream would, in less memory and time.
+Why lists and not Streams: a group's consumer reads ahead and acknowledges later, but a stream
+knows nothing of who may still put, of a bound, or of what a consumer was handed and what it only
+read. All of that is in the scripts anyway; then a list does what a stream would, in less memory
+and time.
 
 Liveness is by heartbeats and the server's clock. A client that sends none for *expiry* seconds is
 taken for dead by whichever client beats next: its endpoints end. If it lives on, each of its calls
@@ -54,7 +55,6 @@ from iterable_queue._cells import (
     KIND,
     KIND_NAMES,
     MAXSIZE,
-    NUMBER_MASK,
     PRODUCER,
     QUEUE,
     SENT,
@@ -62,7 +62,6 @@ from iterable_queue._cells import (
     STATE,
     TAKEN,
     UNASKED,
-    USED,
     WORKER,
     SlotView,
 )
@@ -109,7 +108,7 @@ SLICE_S: Final = 2.0
 BRIEFLY_S: Final = 0.5
 """How long a call that does not wait, or a `repr`, tries to reach the server, in seconds."""
 ENOUGH_NS: Final = 25_000_000
-"""A claim of a consumer far from the server holds no more than it works through in this time, ns."""
+"""A claim of a consumer far from the server holds no more than what takes it this time, ns."""
 SHOWN_S: Final = 0.005
 """Who waits longer than this is shown as waiting to those who ask, in seconds."""
 PAUSES_S: Final = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)
@@ -225,9 +224,9 @@ ERRORS = Script("errors", scripts.ERRORS)
 def _client_of(source: str | Callable[[], Any]) -> Any:
     """A client of the server. Raises ChannelBroken where there is no `redis` package."""
     try:
-        import redis
-        from redis.backoff import NoBackoff
-        from redis.retry import Retry
+        redis: Any = import_module("redis")
+        retry: Any = import_module("redis.retry")
+        backoff: Any = import_module("redis.backoff")
     except ImportError as error:
         raise ChannelBroken(
             "a queue on a server needs the package redis: pip install 'iterable-queue[redis]'"
@@ -238,7 +237,7 @@ def _client_of(source: str | Callable[[], Any]) -> Any:
     # says goes before these.
     return redis.Redis.from_url(
         source,
-        retry=Retry(NoBackoff(), 0),
+        retry=retry.Retry(backoff.NoBackoff(), 0),
         socket_timeout=ANSWER_S,
         socket_connect_timeout=ANSWER_S,
         protocol=2,
@@ -286,8 +285,7 @@ class Link:
         """Commands to be made, unanswered, on a new connection before anything else."""
         self._number = 0
         self._is_new = True
-        import redis.exceptions as errors
-
+        errors: Any = import_module("redis.exceptions")
         self._no_script: Any = errors.NoScriptError
         self._refusals: Any = errors.ResponseError
         self._out_of_memory: Any = errors.OutOfMemoryError
@@ -337,6 +335,8 @@ class Link:
         """Run *script* with these arguments, once, however often the connection breaks.
 
         Args:
+            script: what is run.
+            args: what follows in ARGV behind the client, the call's number and `keep_s`.
             what: who calls, for errors' texts.
             patience_s: how long to try, in seconds; below 0: `retry_s`, or until `deadline`.
 
@@ -560,9 +560,10 @@ class Sealer:
         if self._own is None:
             data = pickle.dumps(item, 5)
         else:
-            data = self._own[0](item)
-            if not isinstance(data, bytes):
-                raise TypeError(f"serializer: its first function must return bytes, not {data!r}")
+            made: object = self._own[0](item)
+            if not isinstance(made, bytes):
+                raise TypeError(f"serializer: its first function must return bytes, not {made!r}")
+            data = made
         return data if self._key is None else self._seal(data)
 
     def loads(self, data: bytes) -> Any:
@@ -672,10 +673,11 @@ class RedisRuntime(ThreadRuntime):
 
     def __init__(self, sealer: Sealer) -> None:
         super().__init__(cells_.HEAD_SIZE, (cells_.WAIT_ITEM, cells_.WAIT_ROOM, cells_.WAIT_END))
-        self.items, self.room, self.end = (
+        made: list[Condition] = [
             RedisCondition(self.head, index, self._show)
             for index in (cells_.WAIT_ITEM, cells_.WAIT_ROOM, cells_.WAIT_END)
-        )
+        ]
+        self.items, self.room, self.end = made
         self.redis_errors = RedisErrors(sealer)
         self.errors = self.redis_errors
         self.sparse: Any = SparseCells()
@@ -715,7 +717,7 @@ class Tags:
     def __init__(self, items: list[bytes]) -> None:
         self._items = items
 
-    def __getitem__(self, where: slice) -> bytes:
+    def __getitem__(self, where: slice[int, int, None]) -> bytes:
         return _number(self._items[where.start // ENTRY_BYTES]).to_bytes(8, "little")
 
 

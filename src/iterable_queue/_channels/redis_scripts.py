@@ -8,9 +8,9 @@ All begin with `iq:{name}:`, so that a cluster keeps them in one place, by the h
     items    list    what is queued, the oldest first: `<producer> <tries>:<payload>`
     e:<n>    hash    an open endpoint: kind, flags, owner, maker, generation, road, hands, site
     open     set     the numbers of the open endpoints
-    c:<n>:<h>:<k>  list  what hand h of endpoint n has claimed by its call k: in hand, then unhanded
-    hands    hash    n:h -> `k held -`: the claim of each hand that has one, how much is in hand, and
-                     `a` in place of `-` where it was made of several items, one in hand;
+    c:<n>:<h>:<k>  list  what hand h of endpoint n has claimed by its call k: in hand, unhanded
+    hands    hash    n:h -> `k held -`: the claim of each hand that has one, how much is in hand,
+                     and `a` in place of `-` where it was made of several items, one in hand;
                      `1` and the item itself where it was made of one
     ahead    set     n:h of those
     k:<c>    hash    a client (a process): its pid and host; in q, `n<c>` and `r<c>` are the number
@@ -187,8 +187,8 @@ local function forget_claim(hand, k)
   call('SREM', AHEAD, hand)
 end
 
--- What was in hand is finished, and the last `keep` items of the claim made by call `known` go back.
--- Of a claim that the client does not know of, since its reply was lost, all goes back.
+-- What was in hand is finished, and the last `keep` items of the claim made by call `known` go
+-- back. Of a claim that the client does not know of, since its reply was lost, all goes back.
 local function finish(hand, known, keep, worker)
   local k, held = claim_of(hand)
   if not k then return 0 end
@@ -426,7 +426,8 @@ if not client then
     call('HSET', Q, 'ha', 0)
   end
 end
-return {tonumber(client), made and 1 or 0, call('HMGET', Q, 'ms', 'st', 're', 'mpid', 'mhost', 'id', 'format')}
+return {tonumber(client), made and 1 or 0,
+  call('HMGET', Q, 'ms', 'st', 're', 'mpid', 'mhost', 'id', 'format')}
 """,
 )
 """A process takes part; the queue is made if there is none."""
@@ -749,7 +750,7 @@ end
 return done({0, st})
 """,
 )
-"""Finish what a hand holds, and claim more. Returns 1, the state and items; or why there are none."""
+"""Finish what a hand holds, and claim more. Returns 1, the state and items; or why not."""
 
 CUT: Final = _script(
     COMMON,
@@ -818,7 +819,7 @@ end
 return done({1, get('st')})
 """,
 )
-"""No further producers or workers. One who only drops the queue may say so if it is the only one."""
+"""No further producers or workers. One who only drops the queue may say so if it is alone."""
 
 CANCEL: Final = _script(COMMON, SESSION, RULES, "cancel(ARGV[4])\nreturn done({1, get('st')})\n")
 """Stop now."""
@@ -999,7 +1000,9 @@ for i = 1, #clients, 2 do
   clients[i] = num(clients[i])
 end
 local held = 0
-for _, v in ipairs(call('HVALS', HANDS)) do held = held + tonumber(string.match(v, '^%d+ (%d+)')) end
+for _, v in ipairs(call('HVALS', HANDS)) do
+  held = held + tonumber(string.match(v, '^%d+ (%d+)'))
+end
 local queued, unhanded = call('LLEN', ITEMS), ahead()
 if queued + unhanded > get('hi') then redis.pcall('HSET', Q, 'hi', queued + unhanded) end
 return {call('HGETALL', Q), queued, unhanded, held, ends, clients}
