@@ -316,6 +316,8 @@ def test_no_memory_left(server: Server) -> None:
         assert iq.qsize() == count
         client.config_set("maxmemory", client.info("memory")["used_memory"] - 1)
         assert source.get() == item, "to take is never refused"
+        late = iq.get_consumer()
+        late.close()
         source.get_many(count - 5)
         client.config_set("maxmemory", 0)
     out.put("room again")
