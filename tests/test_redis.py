@@ -207,6 +207,7 @@ def test_what_is_left_waits_for_others(server: Server) -> None:
     with iq, iq.get_producer() as out:
         out.put_many(range(10))
     del iq, out
+    wait_until(lambda: "iq:{later}:beats" not in server.names(), "it has left")
     iq = server.connect(name="later")
     assert list(iq.get_consumer()) == list(range(10))
     assert iq.statistics().state == "done"
@@ -243,6 +244,25 @@ def test_a_name_is_free_again_after_the_end(server: Server) -> None:
             out.put(n)
         assert list(iq.get_consumer()) == [n]
         del iq, out
+
+
+def test_a_name_is_free_again_after_everybody_was_killed(server: Server) -> None:
+    program = (
+        "import os, sys; from iterable_queue import IterableQueue\n"
+        "IterableQueue.connect(sys.argv[1], name='q', expiry_s=0.5).cancel(); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", program, server.url], timeout=60, check=True)
+
+    def is_silent() -> bool:
+        with server.client() as client:
+            seconds, micros = client.time()
+            [(_, beat)] = client.zrange("iq:{q}:beats", 0, -1, withscores=True)
+        return bool(seconds * 1000 + micros / 1000 - beat > 600)
+
+    wait_until(is_silent, "nobody is heard")
+    iq = server.connect(name="q", expiry_s=0.5)
+    assert iq.statistics().state == "open"
+    iq.cancel()
 
 
 def test_a_pickle_of_a_queue_that_has_gone_makes_none(server: Server) -> None:

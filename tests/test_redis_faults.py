@@ -217,7 +217,13 @@ def test_who_was_taken_for_dead_is_told(server: Server) -> None:
 
 def test_the_server_stands_still_for_five_seconds(server: Server) -> None:
     """Longer than anybody may be silent: nobody is taken for dead, and nothing is done twice."""
-    iq = server.connect(expiry_s=2.0)
+    iq = server.connect(name="q", expiry_s=2.0)
+    # Whichever is the first to beat afterwards finds all others silent.
+    others = [server.connect(name="q", expiry_s=2.0, url=f"{server.url}?db={db}") for db in "0"]
+    others += [server.connect(name="q", expiry_s=2.0, url=f"unix://{server.path}")]
+    kept = [other.get_producer() for other in others]
+    for producer in kept:
+        producer.put(-1)
     out, source = iq.get_producer(), iq.get_consumer()
     got: list[int] = []
 
@@ -234,9 +240,11 @@ def test_the_server_stands_still_for_five_seconds(server: Server) -> None:
     taking = Background(lambda: got.extend(source))
     stands_still.join(20)
     putting.end()
+    for producer in kept:
+        producer.close()
     iq.close()
     taking.end()
-    assert got == list(range(300))
+    assert got == [-1, -1, *range(300)]
     assert iq.statistics().failures == 0
 
 
@@ -253,6 +261,27 @@ def test_timeouts_hold_while_the_server_stands_still(server: Server) -> None:
     server.signal(signal.SIGCONT)
     assert iq.join(0.0) is False
     iq.cancel()
+
+
+def test_what_a_get_that_was_given_up_has_taken_comes_back(server: Server) -> None:
+    """The server makes the call after all, when nobody waits for its answer any more."""
+    iq = server.connect(expiry_s=20.0)
+    out, source = iq.get_producer(), iq.get_consumer()
+    with out:
+        out.put_many(range(4))
+    iq.close()
+    assert source.get() == 0
+    with server.client() as client:
+        before = client.hget("iq:{q1}:hands", "2:0")
+        server.signal(signal.SIGSTOP)
+        with pytest.raises(Empty):
+            source.get(timeout=0.7)
+        server.signal(signal.SIGCONT)
+        # The one in hand was finished by that call, and the next one is in hand now.
+        wait_until(lambda: client.hget("iq:{q1}:hands", "2:0") != before, "it is made")
+    assert list(source) == [1, 2, 3]
+    assert iq.join(10)
+    assert iq.statistics().lost == 0
 
 
 def test_what_put_returned_for_survives_the_server(durable: Server) -> None:

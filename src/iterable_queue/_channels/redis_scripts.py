@@ -375,7 +375,8 @@ if kind_of == 'hash' then
   if not v then return redis.error_reply('IQFOREIGN '..Q) end
   if v ~= version then return redis.error_reply('IQVERSION '..v) end
   if id ~= '' and call('HGET', Q, 'id') ~= id then return redis.error_reply('IQGONE') end
-  if call('ZCARD', BEATS) == 0 and over() then
+  -- Everybody has left, or was killed after the end.
+  if call('ZCOUNT', BEATS, t - math.max(get('ex'), expiry), '+inf') == 0 and over() then
     remove()
     kind_of = 'none'
   end
