@@ -94,7 +94,7 @@ def start_hashing(server: str, number: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="SHA-256 of many files, on several machines.")
     parser.add_argument("server", help="a URL, such as redis://host:6379/0")
     parser.add_argument("part", choices=("list", "hash"))
     parser.add_argument("directory", nargs="?", default=".")

@@ -51,6 +51,11 @@ def calls(queue: IterableQueue[Any]) -> int:
     return int(core.link.calls)
 
 
+def hand_of(source: Any) -> Any:
+    """What the one thread that has used it holds of it."""
+    return next(iter(source._hands.values()))
+
+
 # Joining
 
 
@@ -451,7 +456,7 @@ def test_one_who_waits_takes_what_another_has_claimed(server: Server) -> None:
     out, source = iq.get_producer(), iq.get_consumer()
     out.put_many(range(4000))
     taken = [source.get() for _ in range(2000)]
-    hand: Any = next(iter(source._hands.values()))  # type: ignore[attr-defined]
+    hand = hand_of(source)
     claimed = hand.own.claim.permits
     while claimed < 2:
         taken.append(source.get())
@@ -514,6 +519,10 @@ def test_a_waiting_call_makes_hardly_any_round_trip(server: Server) -> None:
 # Processes
 
 
+def context_of(method: Any) -> Any:
+    return get_context(method)
+
+
 def produce(out: Producer[int], numbers: range) -> None:
     with out:
         for n in numbers:
@@ -526,8 +535,8 @@ def consume(source: Consumer[int], results: Producer[int]) -> None:
 
 
 @pytest.mark.parametrize("method", [pytest.param("fork", marks=FORKS), "spawn"])
-def test_pools(server: Server, processes: Processes, method: Any) -> None:
-    context: Any = get_context(method)
+def test_pools(server: Server, processes: Processes, method: str) -> None:
+    context = context_of(method)
     with server.connect() as results, server.connect(maxsize=10) as iq:
         for n in range(3):
             numbers = range(n * 100, n * 100 + 100)

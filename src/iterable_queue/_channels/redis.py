@@ -42,7 +42,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 from importlib import import_module
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from iterable_queue import _cells as cells_
 from iterable_queue import _forks, _news
@@ -85,7 +85,7 @@ from iterable_queue._exits import install_exit_hooks, watch
 from iterable_queue._ledger import Ledger
 from iterable_queue._liveness import how_it_ended
 from iterable_queue._pickling import spawning_popen
-from iterable_queue._runtime import Condition, Lock, ThreadRuntime, TokenQueue, guard
+from iterable_queue._runtime import Condition, ErrorStore, Lock, ThreadRuntime, TokenQueue, guard
 
 if TYPE_CHECKING:
     from iterable_queue._endpoints import Endpoint
@@ -560,7 +560,7 @@ class Sealer:
         if self._own is None:
             data = pickle.dumps(item, 5)
         else:
-            made: object = self._own[0](item)
+            made = cast("object", self._own[0](item))
             if not isinstance(made, bytes):
                 raise TypeError(f"serializer: its first function must return bytes, not {made!r}")
             data = made
@@ -679,7 +679,7 @@ class RedisRuntime(ThreadRuntime):
         ]
         self.items, self.room, self.end = made
         self.redis_errors = RedisErrors(sealer)
-        self.errors = self.redis_errors
+        self.errors: ErrorStore = self.redis_errors
         self.sparse: Any = SparseCells()
         self.show: Callable[[], object] = bool
         self._within = lru_cache(maxsize=256)(self._guard)
