@@ -519,8 +519,8 @@ def test_a_waiting_call_makes_hardly_any_round_trip(server: Server) -> None:
 # Processes
 
 
-def context_of(method: Any) -> Any:
-    return get_context(method)
+def context_of(method: str) -> Any:
+    return {"fork": get_context("fork"), "spawn": get_context("spawn")}[method]
 
 
 def produce(out: Producer[int], numbers: range) -> None:
