@@ -863,7 +863,7 @@ COUNTS: Final = (
     (cells_.PRODUCERS, b"pr"),
     (cells_.CONSUMERS, b"co"),
     (cells_.WORKERS, b"wo"),
-    (cells_.BUSY, b"bu"),
+    (cells_.BUSY, b"bz"),
     (cells_.EVER, b"ev"),
     (cells_.FAILED, b"fa"),
     (cells_.NUMBERS, b"nu"),

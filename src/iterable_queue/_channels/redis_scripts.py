@@ -137,19 +137,19 @@ local function tell_waiting(st)
 end
 
 local function drained()
-  local st, pr, bu, re = get('st', 'pr', 'bu', 're')
-  if band(st, CLOSED) == 0 or pr > 0 or bu > 0 or call('LLEN', ITEMS) > 0 then return false end
+  local st, pr, bz, re = get('st', 'pr', 'bz', 're')
+  if band(st, CLOSED) == 0 or pr > 0 or bz > 0 or call('LLEN', ITEMS) > 0 then return false end
   if ahead() > 0 then return false end
   return re == 0 or call('HLEN', HANDS) == 0
 end
 
 local function settle()
-  local st, pr, bu, ev, co, wo = get('st', 'pr', 'bu', 'ev', 'co', 'wo')
+  local st, pr, bz, ev, co, wo = get('st', 'pr', 'bz', 'ev', 'co', 'wo')
   if band(st, CANCELLED) ~= 0 then
     tell_waiting(st)
   elseif band(st, CLOSED) ~= 0 then
     local queued = call('LLEN', ITEMS) + ahead()
-    if ev > 0 and co + wo == 0 and (queued > 0 or pr > 0 or bu > 0) then
+    if ev > 0 and co + wo == 0 and (queued > 0 or pr > 0 or bz > 0) then
       if band(st, ABANDONED) == 0 then
         st = bor(st, ABANDONED)
         call('HSET', Q, 'st', st)
@@ -196,7 +196,7 @@ local function finish(hand, known, keep, worker)
   if k ~= known then keep = call('LLEN', key) end
   back_to_front(key, keep)
   forget_claim(hand, k)
-  if worker then add('bu', -held) end
+  if worker then add('bz', -held) end
   return held
 end
 
@@ -233,7 +233,7 @@ local function forget_endpoint(n, kind, flags)
     tell_all(st)
   else
     add(field_of(kind), -1)
-    if kind == WORKER and band(flags, UNASKED) ~= 0 then add('bu', -1) end
+    if kind == WORKER and band(flags, UNASKED) ~= 0 then add('bz', -1) end
   end
   settle()
 end
@@ -288,7 +288,7 @@ local function bury(n, how)
         end
       end
       forget_claim(hand, k)
-      if worker then add('bu', -held) end
+      if worker then add('bz', -held) end
     end
   end
   if kind == PRODUCER or kind == QUEUE or short then
@@ -475,7 +475,7 @@ call('PEXPIRE', P..'e:'..n, ttl)
 call('SADD', OPEN, n)
 call('PEXPIRE', OPEN, ttl)
 add(field_of(kind), 1)
-if kind == WORKER then add('bu', 1) end
+if kind == WORKER then add('bz', 1) end
 if kind ~= PRODUCER then add('ev', 1) end
 return done({n, st})
 """,
@@ -595,8 +595,8 @@ local st, maxsize = num(q[2]), num(q[3])
 if st > CLOSED then return {-1, st} end
 local first, count, flags = 7, #ARGV - 6, 0
 if worker then
-  local pr, bu = get('pr', 'bu')
-  if band(st, CLOSED) ~= 0 and pr == 0 and bu == 0 and call('LLEN', ITEMS) == 0 then
+  local pr, bz = get('pr', 'bz')
+  if band(st, CLOSED) ~= 0 and pr == 0 and bz == 0 and call('LLEN', ITEMS) == 0 then
     return {-2, st}
   end
   flags = num(call('HGET', P..'e:'..n, 'f'))
@@ -717,14 +717,14 @@ if worker then
   local flags = num(call('HGET', P..'e:'..n, 'f'))
   if band(flags, UNASKED) ~= 0 then
     call('HSET', P..'e:'..n, 'f', band(flags, bnot(bor(UNASKED, HAS_PUT))))
-    add('bu', -1)
+    add('bz', -1)
     finished = finished + 1
   end
 end
 q[6] = call('HGET', Q, 'tk')  -- which `finish` may have changed
 local reply, got, held = claim(P, false)
 if reply then
-  if worker then add('bu', held) end
+  if worker then add('bz', held) end
   if q[3] ~= '0' then wake('wr', got, 'r') end
   return reply
 end
