@@ -115,12 +115,12 @@ ON_A_SERVER = {"a_wrong_maxsize_raises_at_once"}
 
 @pytest.mark.parametrize("name", [name for name in IN_ANY_ORDER if name not in ON_A_SERVER])
 def test_redis_between_threads(redis_server: Server, name: str) -> None:
-    kept(check_queue(redis_server.maker(), pickled=True, only=[name]))
+    kept(check_queue(redis_server.maker(), pickled=True, only=[name], deadline_s=45.0))
 
 
 @pytest.mark.parametrize("name", [p.name for p in promises() if p.needs == "processes"])
 def test_redis_between_processes(redis_server: Server, context: Context, name: str) -> None:
-    kept(check_queue(redis_server.maker(), processes=context, only=[name]))
+    kept(check_queue(redis_server.maker(), processes=context, only=[name], deadline_s=45.0))
 
 
 OF_PROCESSES = [
