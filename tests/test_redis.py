@@ -249,6 +249,7 @@ def test_a_name_is_free_again_after_the_end(server: Server) -> None:
             out.put(n)
         assert list(iq.get_consumer()) == [n]
         del iq, out
+        wait_until(lambda: not server.names(), "everybody has left")
 
 
 def test_a_name_is_free_again_after_everybody_was_killed(server: Server) -> None:

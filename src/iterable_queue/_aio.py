@@ -42,6 +42,7 @@ from typing import TYPE_CHECKING, Final, TypeVar, cast
 from iterable_queue._channel import EMPTY
 from iterable_queue._core import Waiting, check_limit
 from iterable_queue._endpoints import TURN_NS
+from iterable_queue._runtime import SLICE_S
 from iterable_queue._shared_runtime import Fifo
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class Desk:
         sleeper: asyncio.Future[bool] = self.loop.create_future()
         timer: asyncio.TimerHandle | None = None
         if self._slice is None:
-            self._slice = self.loop.call_later(self.condition.slice_s, self._look)
+            self._slice = self.loop.call_later(SLICE_S * self.condition.slices, self._look)
         if timeout_s < math.inf:
             timer = self.loop.call_later(timeout_s, _wake, sleeper)
         if not self._sleepers:
@@ -178,7 +179,7 @@ class Desk:
         for sleeper in islice(self.asleep(), lookers):
             sleeper.set_result(False)
         if any(self.asleep()):
-            self._slice = self.loop.call_later(self.condition.slice_s, self._look)
+            self._slice = self.loop.call_later(SLICE_S * self.condition.slices, self._look)
 
     def enter(self) -> None:
         """One more coroutine uses this desk."""

@@ -118,8 +118,8 @@ class Condition:
 
     __slots__ = ("_head", "_index", "_loops_turn", "_semaphore", "bell")
 
-    slice_s = SLICE_S
-    """No sleep is longer, in seconds."""
+    slices = 1
+    """No sleep is longer than so many slices."""
 
     def __init__(
         self, head: Cells, index: int, semaphore: Semaphore, bell: Bell | None = None
@@ -137,7 +137,7 @@ class Condition:
 
     def sleep(self, timeout_s: float) -> bool:
         """Wait for a token, at most a slice. Called without the lock. True: got one."""
-        return self._semaphore.acquire(True, min(timeout_s, self.slice_s))
+        return self._semaphore.acquire(True, min(timeout_s, SLICE_S * self.slices))
 
     def retract(self) -> None:
         """Undo `announce` after a sleep without a token. Called with the lock held."""

@@ -103,8 +103,8 @@ then it asks again."""
 CHUNK: Final = 1000
 CHUNK_BYTES: Final = 1 << 16
 """At most this many items are put by one call, and no more bytes than these, but for one item."""
-SLICE_S: Final = 2.0
-"""No sleep is longer, in seconds: what a message costs that was lost with a connection."""
+SLICES: Final = 8
+"""No sleep is longer than so many slices: what a message costs that was lost with a connection."""
 BRIEFLY_S: Final = 0.5
 """How long a call that does not wait, or a `repr`, tries to reach the server, in seconds."""
 ENOUGH_NS: Final = 25_000_000
@@ -652,7 +652,7 @@ class RedisCondition(Condition):
 
     __slots__ = ("show",)
 
-    slice_s = SLICE_S
+    slices = SLICES
 
     def __init__(self, head: Any, index: int, show: Callable[[], object]) -> None:
         super().__init__(head, index, TokenQueue())
