@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from iterable_queue import ProducerFailed
 from tests.conftest import Processes, wait_until
 from tests.redis_server import Server, need_redis
 
+_marks = itertools.count()
 EXAMPLE = Path(__file__).parents[1] / "examples" / "hash_tree_hosts.py"
 
 
@@ -31,13 +33,16 @@ class Hosts:
     """
 
     def __init__(self) -> None:
-        self._net = 10 + os.getpid() % 200
-        self.names = [f"iq{os.getpid()}-{n}" for n in range(2)]
+        # Names of their own: a cable goes only some time after its host.
+        mark = next(_marks)
+        self._net = 10 + (os.getpid() + mark) % 200
+        self.names = [f"iq{os.getpid()}-{mark}-{n}" for n in range(2)]
+        self._cables = [f"iq{os.getpid() % 100_000}-{mark}-{n}" for n in range(2)]
         self.addresses: list[str] = []
 
     def make(self) -> None:
         for n, name in enumerate(self.names):
-            here, there = f"iqh{os.getpid() % 100_000}-{n}", "eth0"
+            here, there = self._cables[n], "eth0"
             base = 16 * n
             ip("netns", "add", name)
             ip("link", "add", here, "type", "veth", "peer", "name", there, "netns", name)
@@ -63,9 +68,12 @@ class Hosts:
         ip("-n", self.names[n], "link", "set", "eth0", state)
 
     def remove(self) -> None:
-        for name in self.names:
-            with suppress(subprocess.CalledProcessError):
-                ip("netns", "del", name)
+        for command in (
+            *(("link", "del", cable) for cable in self._cables),
+            *(("netns", "del", name) for name in self.names),
+        ):
+            with suppress(subprocess.CalledProcessError):  # it was not made, or has gone
+                ip(*command)
 
 
 @pytest.fixture

@@ -113,6 +113,8 @@ SHOWN_S: Final = 0.005
 """Who waits longer than this is shown as waiting to those who ask, in seconds."""
 PAUSES_S: Final = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)
 """Between two attempts to reach the server."""
+CONNECT_S: Final = 3.0
+"""How long a connection may take to be made, in seconds."""
 ANSWER_S: Final = 5.0
 """How long one answer is waited for until the connection counts as broken, in seconds."""
 GATHER_S: Final = 0.001
@@ -239,7 +241,7 @@ def _client_of(source: str | Callable[[], Any]) -> Any:
         source,
         retry=retry.Retry(backoff.NoBackoff(), 0),
         socket_timeout=ANSWER_S,
-        socket_connect_timeout=ANSWER_S,
+        socket_connect_timeout=CONNECT_S,
         protocol=2,
     )
 

@@ -442,7 +442,8 @@ local client = call('HINCRBY', Q, 'cl', 1)
 call('HSET', P..'k:'..client, 'pid', 0, 'host', ARGV[4])
 call('HSET', Q, 'n'..client, 0, 'r'..client, '')
 call('PEXPIRE', P..'k:'..client, ttl)
-call('ZADD', BEATS, now(), client)
+-- It may take its time to start.
+call('ZADD', BEATS, now() + 10000, client)
 return done({client})
 """,
 )
@@ -872,7 +873,7 @@ BEAT: Final = _script(
 local t, expiry = now(), math.max(tonumber(ARGV[4]), get('ex'))
 if not lives(me) then return redis.error_reply('IQEXPIRED') end
 call('ZADD', BEATS, 'XX', t, me)
-for i = 5, #ARGV do call('ZADD', BEATS, 'XX', t, ARGV[i]) end
+for i = 5, #ARGV do call('ZADD', BEATS, 'XX', 'GT', t, ARGV[i]) end
 local last, amnesty = get('la', 'am')
 if t - last > expiry / 2 then
   -- Nobody was heard for so long, so it was the server that stood still: nobody is dead for that.
