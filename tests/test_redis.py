@@ -255,7 +255,8 @@ def test_a_name_is_free_again_after_the_end(server: Server) -> None:
 def test_a_name_is_free_again_after_everybody_was_killed(server: Server) -> None:
     program = (
         "import os, sys; from iterable_queue import IterableQueue\n"
-        "IterableQueue.connect(sys.argv[1], name='q', expiry_s=0.5).cancel(); os._exit(0)"
+        "iq = IterableQueue.connect(sys.argv[1], name='q', expiry_s=0.5)\n"
+        "iq.cancel(); os._exit(0)"
     )
     subprocess.run([sys.executable, "-c", program, server.url], timeout=60, check=True)
 
