@@ -10,6 +10,7 @@ must be caught under the name of that promise.
 from __future__ import annotations
 
 import copy
+import gc
 import importlib
 import multiprocessing
 import os
@@ -18,7 +19,9 @@ import queue
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
@@ -46,6 +49,7 @@ from iterable_queue.testing import (
     promises,
 )
 from tests.conftest import FORKS, Context, lives
+from tests.redis_server import Server, need_redis
 
 BETWEEN_THREADS = [p.name for p in promises() if p.needs in ("", "fifo")]
 OVER_A_QUEUE = [name for name in BETWEEN_THREADS if name != "a_wrong_maxsize_raises_at_once"]
@@ -91,6 +95,32 @@ def test_processes(context: Context, name: str) -> None:
 @pytest.mark.parametrize("name", IN_ANY_ORDER)
 def test_a_queue_for_processes_between_threads(name: str) -> None:
     kept(check_queue(IterableQueue, pickled=True, only=[name]))
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[Server]:
+    need_redis()
+    server = Server(tmp_path)
+    try:
+        server.start()
+        yield server
+    finally:
+        gc.collect()
+        server.end()
+
+
+ON_A_SERVER = {"a_wrong_maxsize_raises_at_once"}
+"""What can't be asked of `connect()`, where a maxsize of None leaves it to others."""
+
+
+@pytest.mark.parametrize("name", [name for name in IN_ANY_ORDER if name not in ON_A_SERVER])
+def test_redis_between_threads(redis_server: Server, name: str) -> None:
+    kept(check_queue(redis_server.maker(), pickled=True, only=[name], deadline_s=45.0))
+
+
+@pytest.mark.parametrize("name", [p.name for p in promises() if p.needs == "processes"])
+def test_redis_between_processes(redis_server: Server, context: Context, name: str) -> None:
+    kept(check_queue(redis_server.maker(), processes=context, only=[name], deadline_s=45.0))
 
 
 OF_PROCESSES = [

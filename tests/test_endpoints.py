@@ -33,7 +33,6 @@ from iterable_queue import (
 from iterable_queue import _cells as cells_
 from iterable_queue._core import Core
 from iterable_queue._endpoints import (
-    GATHER,
     ConsumerEndpoint,
     Endpoint,
     ProducerEndpoint,
@@ -45,6 +44,7 @@ from iterable_queue._runtime import guard
 from tests.conftest import wait_until
 
 Make = Callable[..., IterableQueue[Any]]
+GATHER = Core.gather
 MAKERS: tuple[Make, ...] = (IterableQueue[Any].threaded, IterableQueue[Any])
 KINDS = ("producer", "consumer", "worker")
 

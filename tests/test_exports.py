@@ -36,6 +36,7 @@ TIME_LIMIT_S = 240.0
 CALLS_OF_A_QUEUE = {
     "threaded",
     "over",
+    "connect",
     "get_producer",
     "get_consumer",
     "get_worker",

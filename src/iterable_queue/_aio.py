@@ -145,7 +145,7 @@ class Desk:
         sleeper: asyncio.Future[bool] = self.loop.create_future()
         timer: asyncio.TimerHandle | None = None
         if self._slice is None:
-            self._slice = self.loop.call_later(SLICE_S, self._look)
+            self._slice = self.loop.call_later(SLICE_S * self.condition.slices, self._look)
         if timeout_s < math.inf:
             timer = self.loop.call_later(timeout_s, _wake, sleeper)
         if not self._sleepers:
@@ -179,7 +179,7 @@ class Desk:
         for sleeper in islice(self.asleep(), lookers):
             sleeper.set_result(False)
         if any(self.asleep()):
-            self._slice = self.loop.call_later(SLICE_S, self._look)
+            self._slice = self.loop.call_later(SLICE_S * self.condition.slices, self._look)
 
     def enter(self) -> None:
         """One more coroutine uses this desk."""

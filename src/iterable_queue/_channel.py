@@ -207,6 +207,7 @@ class Hand:
         "next",
         "next_at",
         "opened",
+        "own",
         "pace",
         "peak",
         "pending",
@@ -252,8 +253,10 @@ class Hand:
         """What is left of the claim while items of it are pending."""
         self.opened: bool = False
         """They are the items themselves."""
-        self.entries: bytes = b""
+        self.entries: Any = b""
         """Of all that was claimed."""
+        self.own: Any = None
+        """What the channel keeps of this hand, if anything."""
         self.first: int = 0
         self.next: int = 0
         """Of the claim's first record, and of the next to be handed out: the index in its file."""
@@ -290,7 +293,7 @@ class Hand:
 
     def _of_entry(self, place: int, offset: int) -> int:
         at = ENTRY_BYTES * (self.next + place - self.first) + offset
-        return int.from_bytes(self.entries[at : at + 8], "little")
+        return int.from_bytes(bytes(self.entries[at : at + 8]), "little")
 
     def pace_at(self, now: int, enough: int, most: int) -> int:
         """How many records this thread works through in *enough* ns, to judge by its last claim.

@@ -201,6 +201,8 @@ class Core:
     """Types of items for which `marshal.dumps` may be called instead of `dumps`."""
     spins = 0
     """How often a busy lock is tried again at once before the caller sleeps for it."""
+    gather = 64
+    """At most this many items are put in one turn of the lock by `put_many`."""
     _is_finalizing = staticmethod(sys.is_finalizing)
     append_now: Callable[[Any], object] | None = None
     """For an atomic channel: a C function that appends an item."""
@@ -225,6 +227,8 @@ class Core:
         self.runtime = runtime
         self.ledger = ledger
         self.elsewhere: bool = False
+        self.locks: tuple[Lock, ...] = (runtime.trylock,) * self.spins + (runtime.lock,)
+        """With which a call without a time-out tries by itself, before it is one that waits."""
         self._nameless_at = 0.0
         """When the lock was last found busy with nobody's name on it, and not had since."""
         self.endpoints: WeakSet[Endpoint] = self.endpoint_set()
@@ -612,6 +616,10 @@ class Core:
             if head[cell] or cell != cells_.WORKERS
         ]
         return ", ".join(parts)
+
+    def remarks(self) -> list[str]:
+        """What else is to be told by `explain`. Called with the lock held, after `statistics`."""
+        return []
 
     @property
     def maker_pid(self) -> int:

@@ -72,8 +72,6 @@ PLAIN_SEQUENCES = (list, tuple, range, str, bytes, bytearray, memoryview, frozen
 _nothing = SimpleQueue[None]().get_nowait
 """Raises Empty: what the hands of a closed consumer take their items from."""
 
-GATHER = 64
-"""At most this many items are put in one turn of the lock by `put_many`."""
 TURN_NS = 1_000_000
 """After so long, a coroutine's call lets others of its loop run; ns."""
 BRIEF_NS = 100_000
@@ -144,7 +142,7 @@ class Endpoint:
         self.number: int = number
         self._ledger = core.ledger
         self._now = core.runtime.now
-        self._locks = (core.runtime.trylock,) * core.spins + (core.runtime.lock,)
+        self._locks = core.locks
         self._stamp_at = slot * cells_.SLOT_SIZE + cells_.STAMP
         self._ready = False
         self._closed = False
@@ -779,7 +777,7 @@ class _Putting(Endpoint, Generic[T]):
             except Exception:
                 self._put_all(payloads)  # those before one that can't be pickled are put
                 raise
-            if len(payloads) == GATHER:
+            if len(payloads) == self._core.gather:
                 self._put_all(payloads)
         self._put_all(payloads)
 
@@ -791,11 +789,7 @@ class _Putting(Endpoint, Generic[T]):
                 raise ProducerClosed(
                     f"{self._name} was closed while another call waited in put_many"
                 )
-            while payloads:
-                if not self._ledger.put(self.slot, self.number, payloads[0], self._is_worker):
-                    return False
-                del payloads[0]
-            return True
+            return self._ledger.put_all(self.slot, self.number, payloads, self._is_worker)
 
         self._core.wait(attempt, self._core.runtime.room, None, self)
 
@@ -881,7 +875,11 @@ class _Getting(Endpoint, Generic[T]):
                         if item is not EMPTY:
                             return item  # type: ignore[no-any-return]
                     self._take_patiently(hand, 1, deadline)
-                    hand.brief = hand.claims and self._now() - now < 2 * BRIEF_NS
+                    hand.brief = (
+                        self._core.log is not None
+                        and hand.claims
+                        and self._now() - now < 2 * BRIEF_NS
+                    )
             item = pending[0] if self._loads is None else self._open_next(pending)
             if hand.pull is not None:
                 hand.taken += 1

@@ -69,6 +69,7 @@ def explain(core: Core) -> str:
     ):
         if count:
             lines.append(f"  {count} caller(s) wait in {what}")
+    lines += [f"  {remark}" for remark in core.remarks()]
     return "\n".join(lines)
 
 

@@ -322,6 +322,14 @@ class Ledger:
         finally:
             head[HOLDER] = 0
 
+    def put_all(self, slot: int, number: int, payloads: list[Any], worker: bool) -> bool:
+        """Put the *payloads*, and remove those from the list that are put. False: no more room."""
+        while payloads:
+            if not self.put(slot, number, payloads[0], worker):
+                return False
+            del payloads[0]
+        return True
+
     def take(self, slot: int, hand: Hand, limit: int, many: bool = False) -> bool:
         """Finish what *hand* holds, then move up to *limit* items into its `pending`.
 

@@ -24,9 +24,11 @@ from iterable_queue import _errors
 from iterable_queue._cells import CONSUMER, PRODUCER, QUEUE, WORKER
 from iterable_queue._core import (
     Core,
+    check_callable,
     check_exception,
     check_int,
     check_options,
+    check_seconds,
     thread_core,
     user_line,
 )
@@ -144,6 +146,95 @@ class IterableQueue(Generic[T]):
         core = cls._thread_core(queue, max(maxsize, 0) if isinstance(maxsize, int) else 0)
         self = cast("IterableQueue[U]", cls.__new__(cls))
         self._begin(core, maker=True)
+        return self
+
+    @classmethod
+    def connect(
+        cls,
+        server: str | Callable[[], Any],
+        *,
+        name: str,
+        maxsize: int | None = None,
+        on_failure: Literal["raise", "cancel"] | None = None,
+        redeliver: bool | None = None,
+        max_deliveries: int | None = None,
+        serializer: tuple[Callable[[Any], bytes], Callable[[bytes], Any]] | None = None,
+        sign: str | bytes | None = None,
+        expiry_s: float = 15.0,
+        retry_s: float = 30.0,
+        keep_s: float = 86_400.0,
+    ) -> Self:
+        """Create or join the queue *name* on a Redis or Valkey server, for several machines.
+
+        The first to come makes it; others, on any machine, call the same. It is over, and its keys
+        are removed, when it is done or cancelled and every process has left it. Needs the extra
+        `iterable-queue[redis]`.
+
+        Args:
+            server: a URL as the client's (`redis://`, `rediss://`, `unix://`, with user and
+                password where there are any), or a function without arguments that returns a
+                `redis.Redis`, for Sentinel say: at the top level of a module, if endpoints travel.
+            name: of the queue, without braces; its keys begin with `iq:{name}:`.
+            maxsize: most items that may be put and not taken; 0 or less: unbounded. None: as the
+                queue is, or unbounded if this makes it. Likewise:
+            on_failure: as for `IterableQueue`.
+            redeliver: likewise.
+            max_deliveries: likewise.
+            serializer: two functions, from an item to bytes and back; None: pickle, which runs code
+                of whoever can write to the server. All must use the same.
+            sign: a key that all share: each item is signed (HMAC-SHA256), and one that is not is
+                refused, by `ItemError`. None: nothing is signed.
+            expiry_s: a process of which the server hears nothing for so long, in seconds, is taken
+                for dead; heartbeats come three times as often. At least 0.3. The longest that
+                anybody asks for counts.
+            retry_s: how long a call tries to reach the server, in seconds.
+            keep_s: how long the server keeps a queue in which nobody takes part, in seconds.
+
+        Raises:
+            ChannelBroken: the server can't be reached, the package `redis` is missing, or the name
+                is in use for something else, which was left as it was.
+            TypeError, ValueError: for an argument of the wrong kind, or one that is not as the
+                queue is, by its name.
+        """
+        from iterable_queue._channels.redis import Options, Settings, connect
+
+        if not isinstance(server, str):
+            check_callable(server, "server")
+        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"name must be a text, not {name!r}")
+        if not name or set(name) & set("{}") or len(name) > 200:
+            raise ValueError(f"name must have 1 to 200 characters and no braces, not {name!r}")
+        deliveries = check_options(
+            0 if maxsize is None else maxsize,
+            on_failure or "raise",
+            redeliver if redeliver is not None else max_deliveries is not None,
+            max_deliveries,
+        )
+        for value, least, what in (
+            (expiry_s, 0.3, "expiry_s"),
+            (retry_s, 0.0, "retry_s"),
+            (keep_s, 1.0, "keep_s"),
+        ):
+            check_seconds(value, what)
+            if not value >= least:
+                raise ValueError(f"{what} must be {least:g} or more seconds, not {value!r}")
+        if serializer is not None:
+            for function in serializer:
+                check_callable(function, "serializer")
+        if sign is not None and not isinstance(sign, (str, bytes)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"sign must be a text or bytes, not {sign!r}")
+        if sign is not None and not sign:
+            raise ValueError("sign must not be empty: an empty key is none")
+        key = sign.encode() if isinstance(sign, str) else sign
+        settings = Settings(server, name, serializer, key, expiry_s, retry_s, keep_s)
+        options = Options(
+            "" if maxsize is None else str(max(maxsize, 0)),
+            "" if on_failure is None else str(int(on_failure == "cancel")),
+            "" if redeliver is None and max_deliveries is None else str(deliveries),
+        )
+        core, made = connect(settings, options, user_line())
+        self = cls.__new__(cls)
+        self._begin(core, maker=made)
         return self
 
     @staticmethod

@@ -118,6 +118,9 @@ class Condition:
 
     __slots__ = ("_head", "_index", "_loops_turn", "_semaphore", "bell")
 
+    slices = 1
+    """No sleep is longer than so many slices."""
+
     def __init__(
         self, head: Cells, index: int, semaphore: Semaphore, bell: Bell | None = None
     ) -> None:
@@ -134,7 +137,7 @@ class Condition:
 
     def sleep(self, timeout_s: float) -> bool:
         """Wait for a token, at most a slice. Called without the lock. True: got one."""
-        return self._semaphore.acquire(True, min(timeout_s, SLICE_S))
+        return self._semaphore.acquire(True, min(timeout_s, SLICE_S * self.slices))
 
     def retract(self) -> None:
         """Undo `announce` after a sleep without a token. Called with the lock held."""
@@ -301,6 +304,9 @@ class ThreadRuntime:
         lock = threading.RLock()
         self.lock: Lock = lock
         self.trylock: Lock = guard(lock.acquire, lock.__exit__, False)
+        self.items: Condition
+        self.room: Condition
+        self.end: Condition
         self.items, self.room, self.end = (
             Condition(self.head, index, TokenQueue()) for index in waiters
         )

@@ -1,0 +1,581 @@
+"""The channel over a server: joining, keys, security, counts, batches, what a call costs."""
+
+from __future__ import annotations
+
+import gc
+import json
+import pickle
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iterable_queue import (
+    Cancelled,
+    ChannelBroken,
+    Consumer,
+    Done,
+    Empty,
+    Full,
+    ItemError,
+    IterableQueue,
+    Producer,
+    ProducerFailed,
+)
+from tests.conftest import FORKS, Processes, wait_until
+from tests.redis_server import Maker, Server, free_port, need_redis
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    need_redis()
+    found = Server(tmp_path)
+    try:
+        found.start()
+        yield found
+    finally:
+        gc.collect()  # queues that tracebacks hold, while there is a server to say so to
+        found.end()
+
+
+def calls(queue: IterableQueue[Any]) -> int:
+    """Round trips that this process has made for it."""
+    core: Any = queue._core
+    return int(core.link.calls)
+
+
+def hand_of(source: Any) -> Any:
+    """What the one thread that has used it holds of it."""
+    return next(iter(source._hands.values()))
+
+
+# Joining
+
+
+def test_those_who_name_the_same_queue_share_it(server: Server) -> None:
+    made = server.connect(name="jobs", maxsize=3)
+    program = (
+        "import sys; from iterable_queue import IterableQueue\n"
+        "iq = IterableQueue[int].connect(sys.argv[1], name='jobs')\n"
+        "with iq.get_producer() as out: out.put_many([1, 2, 3])\n"
+        "print(iq.full(), iq.statistics().open_producers)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, server.url],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.split() == ["True", "0"]
+    made.close()
+    assert list(made.get_consumer()) == [1, 2, 3]
+    assert made.join(20)
+
+
+def test_options_that_differ_are_refused(server: Server) -> None:
+    made = server.connect(name="jobs", maxsize=3, redeliver=True)
+    again = server.connect(name="jobs")
+    assert again.statistics() == made.statistics()
+    for options in ({"maxsize": 4}, {"redeliver": False}):
+        name = next(iter(options))
+        with pytest.raises(ValueError, match=f"^{name}: this process takes part"):
+            server.connect(name="jobs", **options)
+        elsewhere = (
+            "import sys; from iterable_queue import IterableQueue\n"
+            f"IterableQueue.connect(sys.argv[1], name='jobs', **{options!r})"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", elsewhere, server.url],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert f"ValueError: {name}: the queue 'jobs' on the server" in done.stderr
+
+
+def test_wrong_arguments_raise_at_once() -> None:
+    connect: Any = partial(IterableQueue[Any].connect, "redis://127.0.0.1:1/0")
+    for error, text, arguments in (
+        (TypeError, "maxsize must be an int, not '3'", {"maxsize": "3"}),
+        (TypeError, "name must be a text, not 3", {"name": 3}),
+        (ValueError, "name must have 1 to 200 characters and no braces", {"name": "a{b}"}),
+        (ValueError, "name must have 1 to 200 characters and no braces", {"name": ""}),
+        (ValueError, "expiry_s must be 0.3 or more seconds", {"expiry_s": 0.1}),
+        (TypeError, "keep_s must be a number of seconds", {"keep_s": "1"}),
+        (ValueError, "sign must not be empty", {"sign": b""}),
+        (TypeError, "sign must be a text or bytes, not 1", {"sign": 1}),
+        (TypeError, "serializer must be a function", {"serializer": (1, 2)}),
+        (ValueError, "on_failure must be 'raise' or 'cancel'", {"on_failure": "explode"}),
+        (
+            ValueError,
+            "max_deliveries is for queues with",
+            {"redeliver": False, "max_deliveries": 2},
+        ),
+    ):
+        with pytest.raises(error, match=re.escape(text)):
+            connect(**{"name": "n", **arguments})
+
+
+def test_a_foreign_key_is_refused_and_left_alone(server: Server) -> None:
+    with server.client() as client:
+        client.set("iq:{text}:q", "mine")
+        client.hset("iq:{hash}:q", "v", "another program 7")
+        client.hset("iq:{other}:q", "field", "mine")
+        client.rpush("iq:{items}:items", "mine")
+        before = {key: client.dump(key) for key in server.names()}
+        for name in ("text", "hash", "other", "items"):
+            with pytest.raises(ChannelBroken, match=f"the name '{name}' on the server"):
+                server.connect(name=name)
+        assert {key: client.dump(key) for key in server.names()} == before
+
+
+def test_a_server_that_is_not_there_is_named_without_the_password() -> None:
+    need_redis()
+    port = free_port()
+    url = f"redis://user:secret-word@127.0.0.1:{port}/3"
+    with pytest.raises(ChannelBroken) as caught:
+        IterableQueue[Any].connect(url, name="n", retry_s=0.2)
+    assert f"connect: the server at 127.0.0.1:{port}/3 could not be reached" in str(caught.value)
+    assert "secret-word" not in str(caught.value)
+
+
+def test_a_wrong_password_is_refused_at_once(tmp_path: Path, server: Server) -> None:
+    with server.client() as client:
+        client.config_set("requirepass", "secret-word")
+        url = server.url.replace("redis://", "redis://:wrong-word@")
+        with pytest.raises(ChannelBroken) as caught:
+            IterableQueue[Any].connect(url, name="n", retry_s=0.2)
+        assert "wrong-word" not in str(caught.value)
+        url = server.url.replace("redis://", "redis://:secret-word@")
+        assert "secret-word" not in repr(IterableQueue[Any].connect(url, name="n"))
+        client.config_set("requirepass", "")
+
+
+def test_acl_users_need_the_prefix_alone(server: Server) -> None:
+    with server.client() as client:
+        client.execute_command(
+            "ACL", "SETUSER", "worker", "on", ">word", "~iq:*", "+@all", "-@admin", "-@dangerous"
+        )
+    url = server.url.replace("redis://", "redis://worker:word@")
+    iq = server.connect(url=url)
+    out, source = iq.get_producer(), iq.get_consumer()
+    out.put_many(range(10))
+    assert source.get() == 0
+    iq.cancel()
+
+
+def test_unix_sockets_and_clients_of_ones_own(server: Server) -> None:
+    for source in (f"unix://{server.path}?db=2", server.client):
+        iq = server.connect(url=source)
+        iq.get_producer().put("there")
+        assert iq.get_consumer().get() == "there"
+        assert server.path in repr(iq)
+        iq.cancel()
+
+
+# Keys
+
+
+def test_the_end_removes_all_keys(server: Server) -> None:
+    for end in ("done", "cancelled", "failed", "abandoned"):
+        iq = server.connect(name=end)
+        out, source = iq.get_producer(), iq.get_consumer()
+        out.put_many(range(100))
+        iq.close()
+        if end == "cancelled":
+            iq.cancel(LookupError("that will do"))
+        elif end == "abandoned":
+            source.close()
+        elif end == "failed":
+            out.fail(LookupError("no more"))
+            with pytest.raises(ProducerFailed):
+                list(source)
+        else:
+            out.close()
+            list(source)
+        assert server.names(), "others may still come"
+        del iq, out, source
+        wait_until(lambda: not server.names(), f"no key is left of the {end} queue")
+
+
+def test_what_is_left_waits_for_others(server: Server) -> None:
+    iq = server.connect(name="later")
+    with iq, iq.get_producer() as out:
+        out.put_many(range(10))
+    del iq, out
+    wait_until(lambda: "iq:{later}:beats" not in server.names(), "it has left")
+    iq = server.connect(name="later")
+    assert list(iq.get_consumer()) == list(range(10))
+    assert iq.statistics().state == "done"
+
+
+def test_keys_share_a_hash_tag_and_expire(server: Server) -> None:
+    iq = server.connect(name="jobs", keep_s=100.0)
+    out, source, worker = iq.get_producer(), iq.get_consumer(), iq.get_worker()
+    out.put_many(range(100))
+    assert (source.get(), worker.get()) == (0, 1)
+    source.get_many(100)
+    with pytest.raises(Empty):
+        source.get(timeout=0.02)
+    iq.get_producer().fail(LookupError("told"))
+    with server.client() as client:
+        keys = server.names()
+        assert {key.split(":")[2] for key in keys} >= {"q", "open", "e", "k", "beats", "fails"}
+        for key in keys:
+            assert key.startswith("iq:{jobs}:")
+            assert 0 < client.pttl(key) <= 100_000, key
+        # Heartbeats put it off.
+        for key in keys:
+            client.pexpire(key, 20_000)
+        wait_until(lambda: client.pttl("iq:{jobs}:q") > 90_000, "the keys are kept")
+        for key in set(keys) & set(server.names()):
+            assert client.pttl(key) > 90_000, key
+    iq.cancel()
+
+
+def test_a_name_is_free_again_after_the_end(server: Server) -> None:
+    for n in range(3):
+        iq = server.connect(name="again")
+        with iq, iq.get_producer() as out:
+            out.put(n)
+        assert list(iq.get_consumer()) == [n]
+        del iq, out
+        wait_until(lambda: not server.names(), "everybody has left")
+
+
+def test_a_name_is_free_again_after_everybody_was_killed(server: Server) -> None:
+    program = (
+        "import os, sys; from iterable_queue import IterableQueue\n"
+        "iq = IterableQueue.connect(sys.argv[1], name='q', expiry_s=0.5)\n"
+        "iq.cancel(); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", program, server.url], timeout=60, check=True)
+
+    def is_silent() -> bool:
+        with server.client() as client:
+            seconds, micros = client.time()
+            [(_, beat)] = client.zrange("iq:{q}:beats", 0, -1, withscores=True)
+        return bool(seconds * 1000 + micros / 1000 - beat > 600)
+
+    wait_until(is_silent, "nobody is heard")
+    iq = server.connect(name="q", expiry_s=0.5)
+    assert iq.statistics().state == "open"
+    iq.cancel()
+
+
+def test_a_pickle_of_a_queue_that_has_gone_makes_none(server: Server) -> None:
+    iq = server.connect(name="gone")
+    data = pickle.dumps(iq.get_producer())
+    iq.cancel()
+    del iq
+    wait_until(lambda: not server.names(), "the queue is gone")
+    late = pickle.loads(data)
+    with pytest.raises(ChannelBroken, match="is gone from the server"):
+        late.put(1)
+    again = server.connect(name="gone")
+    late = pickle.loads(data)
+    with pytest.raises(ChannelBroken, match="is gone from the server"):
+        late.put(1)
+    assert again.statistics().put == 0
+
+
+def test_a_cluster_of_one_runs_the_scripts(tmp_path: Path) -> None:
+    need_redis()
+    server = Server(tmp_path, "--cluster-enabled", "yes")
+    try:
+        server.start()
+        with server.client() as client:
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            wait_until(
+                lambda: (
+                    "cluster_state:ok" in repr(client.execute_command("CLUSTER INFO"))
+                    or client.execute_command("CLUSTER INFO").get("cluster_state") == "ok"
+                ),
+                "the cluster is up",
+            )
+        iq = server.connect()
+        with iq, iq.get_producer() as out:
+            out.put_many(range(100))
+        assert list(iq.get_consumer()) == list(range(100))
+    finally:
+        server.end()
+
+
+def test_scripts_flushed(server: Server) -> None:
+    iq = server.connect()
+    out, source = iq.get_producer(), iq.get_consumer()
+    with server.client() as client:
+        for n in range(20):
+            client.script_flush()
+            out.put(n)
+            client.script_flush()
+            assert source.get() == n
+        client.script_flush()
+        iq.close()
+        client.script_flush()
+        out.close()
+        with pytest.raises(Done):
+            source.get()
+
+
+# Security
+
+
+def test_signatures(server: Server) -> None:
+    iq = server.connect(name="signed", sign="a key that all share")
+    out, source = iq.get_producer(), iq.get_consumer()
+    out.put("good")
+    with server.client() as client:
+        [good] = client.lrange("iq:{signed}:items", 0, -1)
+        client.rpush("iq:{signed}:items", good[:-1] + b"!", b"1 0:" + pickle.dumps("bare"))
+        client.hincrby("iq:{signed}:q", "pt", 2)
+    out.put("after")
+    assert source.get() == "good"
+    for _ in range(2):
+        with pytest.raises(ItemError, match="its signature is wrong or missing") as caught:
+            source.get()
+        assert caught.value.producer == 1
+    assert source.get() == "after"
+    assert "2 item(s) were refused, whose signature was wrong or missing" in iq.explain()
+    iq.cancel()
+
+
+def test_nothing_of_a_wrong_signature_is_unpickled(server: Server) -> None:
+    iq = server.connect(name="signed", sign=b"key")
+    iq.get_producer()
+    with server.client() as client:
+        client.rpush("iq:{signed}:items", b"1 0:" + bytes(32) + pickle.dumps(Bomb()))
+        client.hset("iq:{signed}:q", "cf", 0)
+        client.rpush("iq:{signed}:fails", b"p" + pickle.dumps(Bomb()))
+        client.hset("iq:{signed}:q", "fa", 1)
+    source = iq.get_consumer()
+    with pytest.raises(ItemError):
+        source.get()
+    core: Any = iq._core
+    [failure] = core.runtime.errors.failures()
+    assert "can't be read here: BadSignature" in str(failure)
+    assert Bomb.exploded == 0
+    iq.cancel()
+
+
+class Bomb:
+    """Runs code when it is unpickled."""
+
+    exploded = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _explode, ()
+
+
+def _explode() -> None:
+    Bomb.exploded += 1
+
+
+def test_keys_must_be_the_same(server: Server) -> None:
+    iq = server.connect(name="signed", sign=b"key")
+    program = (
+        "import sys; from iterable_queue import IterableQueue\n"
+        "IterableQueue.connect(sys.argv[1], name='signed')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, server.url],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "ValueError: serializer: the queue 'signed'" in done.stderr
+    assert "with pickle+signed" in done.stderr
+    iq.cancel()
+
+
+def to_json(item: Any) -> bytes:
+    return json.dumps(item).encode()
+
+
+def test_a_serializer_of_ones_own(server: Server) -> None:
+    iq = server.connect(name="json", serializer=(to_json, json.loads))
+    out, source = iq.get_producer(), iq.get_consumer()
+    out.put({"n": [1, 2]})
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        out.put({1, 2})
+    with server.client() as client:
+        assert client.lrange("iq:{json}:items", 0, -1) == [b'1 0:{"n": [1, 2]}']
+        client.rpush("iq:{json}:fails", b"p" + pickle.dumps(Bomb()))
+    assert source.get() == {"n": [1, 2]}
+    out.fail(LookupError("told as text"))
+    iq.close()
+    with pytest.raises(ProducerFailed) as caught:
+        source.get()
+    assert Bomb.exploded == 0, "errors are not pickled either"
+    assert "LookupError: told as text" in str(caught.value.failures[1])
+    for wrong in (str, int):
+        iq = server.connect(serializer=(wrong, json.loads))
+        with pytest.raises(TypeError, match="its first function must return bytes"):
+            iq.get_producer().put(1)
+        iq.cancel()
+
+
+# Batches
+
+
+def test_calls_have_as_few_round_trips_as_they_say(server: Server) -> None:
+    iq = server.connect()
+    out, source = iq.get_producer(), iq.get_consumer()
+    out.put(0)
+    assert source.get() == 0
+
+    def cost(call: Any, *args: Any) -> int:
+        before = calls(iq)
+        call(*args)
+        return calls(iq) - before
+
+    assert cost(out.put, 1) == 1
+    assert cost(source.get) == 1
+    assert cost(out.put_many, range(1000)) == 1
+    assert cost(source.get_many, 1000) == 1
+    assert cost(out.put_many, [b"x" * 1000] * 100) == 2, "64 KiB and less for each"
+    assert cost(source.get_many, 100) == 1
+    assert cost(iq.qsize) == 1
+    assert cost(iq.statistics) == 1
+    out.put_many(range(5000))
+    assert cost(lambda: [source.get() for _ in range(5000)]) < 60, "claims of many"
+    assert cost(out.close) == 1
+    iq.close()
+
+
+def test_one_who_waits_takes_what_another_has_claimed(server: Server) -> None:
+    iq = server.connect()
+    out, source = iq.get_producer(), iq.get_consumer()
+    out.put_many(range(4000))
+    taken = [source.get() for _ in range(2000)]
+    hand = hand_of(source)
+    claimed = hand.own.claim.permits
+    while claimed < 2:
+        taken.append(source.get())
+        claimed = hand.own.claim.permits
+    late = iq.get_consumer()
+    late.get_many(4000)
+    rest = claimed
+    got: list[int] = []
+    while rest:
+        got.append(late.get(timeout=20))
+        rest = hand.own.claim.permits
+    assert len(got) >= claimed // 2
+    assert sorted(got) == list(range(min(got), max(got) + 1))
+    iq.cancel()
+
+
+def test_claims_of_a_cancelled_queue_are_not_handed_out(server: Server) -> None:
+    iq = server.connect()
+    out, source = iq.get_producer(), iq.get_consumer()
+    out.put_many(range(4000))
+    for _ in range(2000):
+        source.get()
+    iq.cancel()
+    with pytest.raises(Cancelled):
+        source.get()
+    now = iq.statistics()
+    assert (now.put, now.taken + now.dropped, now.queued) == (4000, 4000, 0)
+
+
+def test_threads_of_a_consumer_have_a_hand_each(server: Server) -> None:
+    iq = server.connect()
+    source = iq.get_consumer()
+    with iq, iq.get_producer() as out:
+        out.put_many(range(3000))
+    got: list[int] = []
+    threads = [threading.Thread(target=lambda: got.extend(source)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(got) == list(range(3000))
+    assert iq.join(10)
+
+
+def test_a_waiting_call_makes_hardly_any_round_trip(server: Server) -> None:
+    iq = server.connect()
+    source = iq.get_consumer()
+    before = calls(iq)
+    with pytest.raises(Empty):
+        source.get(timeout=1.0)
+    assert calls(iq) - before <= 4
+    out = server.connect(maxsize=1).get_producer()
+    out.put(1)
+    before = calls(iq)
+    with pytest.raises(Full):
+        out.put(2, timeout=1.0)
+    assert calls(iq) - before <= 4
+
+
+# Processes
+
+
+def context_of(method: str) -> Any:
+    return {"fork": get_context("fork"), "spawn": get_context("spawn")}[method]
+
+
+def produce(out: Producer[int], numbers: range) -> None:
+    with out:
+        for n in numbers:
+            out.put(n)
+
+
+def consume(source: Consumer[int], results: Producer[int]) -> None:
+    with source, results:
+        results.put(sum(source))
+
+
+@pytest.mark.parametrize("method", [pytest.param("fork", marks=FORKS), "spawn"])
+def test_pools(server: Server, processes: Processes, method: str) -> None:
+    context = context_of(method)
+    with server.connect() as results, server.connect(maxsize=10) as iq:
+        for n in range(3):
+            numbers = range(n * 100, n * 100 + 100)
+            processes.start(context.Process(target=produce, args=(iq.get_producer(), numbers)))
+        for _ in range(3):
+            args = iq.get_consumer(), results.get_producer()
+            processes.start(context.Process(target=consume, args=args))
+    source = results.get_consumer()
+    assert sum(source) == sum(range(300))
+    assert processes.join() == [0] * 6
+
+
+def test_importing_the_package_imports_no_client() -> None:
+    program = (
+        "import sys, iterable_queue; from iterable_queue import IterableQueue\n"
+        "iq = IterableQueue(); print('redis' in sys.modules, "
+        "'iterable_queue._channels.redis' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_without_the_client_the_error_says_what_to_install() -> None:
+    program = (
+        "import sys; sys.modules['redis'] = None\n"
+        "from iterable_queue import IterableQueue\n"
+        "IterableQueue.connect('redis://127.0.0.1', name='n')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "pip install 'iterable-queue[redis]'" in done.stderr
+
+
+def test_the_maker_for_conformance_can_be_pickled(server: Server) -> None:
+    make = pickle.loads(pickle.dumps(server.maker()))
+    assert isinstance(make, Maker)
+    make().cancel()
