@@ -594,7 +594,9 @@ def test_progress_on_a_terminal(nasty: Path, terminal: Terminal, has_tqdm: bool)
     text = terminal.text()
     assert text.startswith("\rstarting\x1b[K\r")
     shown = r"\r[\d,]+ hashed, [\d,]+ waiting\x1b\[K\r"
-    if has_tqdm:  # with a percentage once some of it waits, which in so small a tree may never be seen
+    if (
+        has_tqdm
+    ):  # with a percentage once some of it waits, which in so small a tree may never be seen
         shown = r"\r(\d+ files| *\d+%.*\d+/\d+) \[.* files/s\]"
     assert re.search(shown, text), text
     *notes, summary, nothing = on_screen(text)

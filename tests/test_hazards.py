@@ -668,7 +668,7 @@ def jumps_outside(path: Path) -> list[str]:
             blocks.append((node.body[0].lineno, node.body[-1].end_lineno or 0))
 
     def of(code: types.CodeType) -> Iterator[str]:
-        table = dis.Bytecode(code).exception_entries  # type: ignore[attr-defined]
+        table: list[Any] = vars(dis.Bytecode(code))["exception_entries"]
         before: dis.Instruction | None = None
         line = code.co_firstlineno
         for instruction in dis.get_instructions(code):

@@ -943,7 +943,9 @@ class RedisLedger(Ledger):
             self._succeed()
         head[cells_.HOLDER] = self.me
         try:
-            while payloads:
+            while True:
+                if not payloads:  # not a condition of the loop: see `Ledger.take`
+                    return True
                 count, size = 0, 0
                 for payload in payloads[:CHUNK]:
                     size += len(payload)
@@ -952,7 +954,6 @@ class RedisLedger(Ledger):
                     count += 1
                 if not self._put(slot, payloads, count, worker):
                     return False
-            return True
         finally:
             head[cells_.HOLDER] = 0
 
@@ -1283,13 +1284,16 @@ class RedisLedger(Ledger):
         """Tell the server how many callers wait on the endpoints here."""
         try:
             with self.runtime_lock:
-                for number, count in list(self._unreported.items()):
-                    if self._reported.get(number, 0) != count:
-                        self.link.post(BLOCKED, number, count)
-                        self._reported[number] = count
-                self._unreported.clear()
+                self._report_blocked()  # a loop here could jump out of this: see `Ledger.take`
         except WouldDeadlock:
             pass  # it is for people only, and told the next time
+
+    def _report_blocked(self) -> None:
+        for number, count in list(self._unreported.items()):
+            if self._reported.get(number, 0) != count:
+                self.link.post(BLOCKED, number, count)
+                self._reported[number] = count
+        self._unreported.clear()
 
     # -- looking ---------------------------------------------------------------------------------
 
@@ -1951,20 +1955,23 @@ class RedisCore(Core):
                 self.ledger.look()
             finally:
                 self.link.deadline = before
-            head = self.ledger.head
-            most = f" of {head[MAXSIZE]}" if head[MAXSIZE] else ""
-            parts = [
-                f"{self.settings.name!r} at {self.link.address}",
-                self.ledger.state_name(fold=False),
-                f"{self.ledger.queued}{most} queued",
-            ]
-            for cell, what in (
-                (cells_.PRODUCERS, "producer"),
-                (cells_.CONSUMERS, "consumer"),
-                (cells_.WORKERS, "worker"),
-            ):
-                if head[cell] or cell != cells_.WORKERS:
-                    parts.append(f"{head[cell]} {what}{'' if head[cell] == 1 else 's'}")
+            return self._described()
+
+    def _described(self) -> str:
+        head = self.ledger.head
+        most = f" of {head[MAXSIZE]}" if head[MAXSIZE] else ""
+        parts = [
+            f"{self.settings.name!r} at {self.link.address}",
+            self.ledger.state_name(fold=False),
+            f"{self.ledger.queued}{most} queued",
+        ]
+        for cell, what in (
+            (cells_.PRODUCERS, "producer"),
+            (cells_.CONSUMERS, "consumer"),
+            (cells_.WORKERS, "worker"),
+        ):
+            if head[cell] or cell != cells_.WORKERS:
+                parts.append(f"{head[cell]} {what}{'' if head[cell] == 1 else 's'}")
         return ", ".join(parts)
 
     # -- forks -----------------------------------------------------------------------------------
