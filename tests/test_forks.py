@@ -16,9 +16,21 @@ from typing import Any
 
 import pytest
 
-from iterable_queue import Consumer, EndpointElsewhere, IterableQueue, Producer, _forks
+from iterable_queue import (
+    Consumer,
+    EndpointElsewhere,
+    IterableQueue,
+    Producer,
+    ProducerFailed,
+    _forks,
+    _mutex,
+)
+from iterable_queue._cells import LINEAGE, SLOT_SIZE
+from iterable_queue._directory import RECURSIVE, semaphore_names
 from iterable_queue._errors import ChannelBroken
-from tests.conftest import FORKS, Processes
+from iterable_queue._liveness import is_held
+from iterable_queue._shared import SharedCore
+from tests.conftest import FORKS, Processes, wait_until
 
 FORK = multiprocessing.get_context("fork")
 
@@ -321,6 +333,81 @@ def test_two_threads_fork_at_once(processes: Processes, monkeypatch: pytest.Monk
         child.join(20)
     assert [child.exitcode for child in children] == [0, 0]
     assert sorted(source) == sorted(child.pid or 0 for child in children)
+
+
+def die_at_once(endpoint: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def await_failure(source: Consumer[int]) -> None:
+    try:
+        source.get(timeout=30)
+    except ProducerFailed:
+        os._exit(0)
+    os._exit(1)
+
+
+@FORKS
+def test_a_fork_waits_until_it_is_seen_that_who_has_the_lock_is_dead(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one that died between taking a semaphore and writing its name that takes a while."""
+    monkeypatch.setattr(_mutex, "is_supported", lambda: False)
+    iq = IterableQueue[int]()
+    out, source = iq.get_producer(), iq.get_consumer()
+    iq.close()
+    core = iq._core
+    assert isinstance(core, SharedCore)
+    waiter = FORK.Process(target=await_failure, args=(source,))
+    processes.start(waiter)  # it inherits the producer, and so may seem to have it
+    wait_until(lambda: iq.statistics().blocked_consumers == 1, "the consumer waits")
+    address = core.address
+    pid = os.fork()
+    if pid == 0:
+        address.semlock._rebuild(0, RECURSIVE, 1, semaphore_names(address.token)[0]).acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+    processes.watch(pid)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+    victim = FORK.Process(target=die_at_once, args=(out,))
+    processes.start(victim)
+    del out
+    waiter.join(20)
+    assert waiter.exitcode == 0
+
+
+@FORKS
+def test_a_child_shows_no_life_of_what_it_has_no_copy_of(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the lock could not be had before the fork, nor when the copy here was dropped."""
+    iq = IterableQueue[int]()
+    out = iq.get_producer()
+    core = iq._core
+    assert isinstance(core, SharedCore)
+    slot = out.slot  # type: ignore[attr-defined]
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    lineage = f"{core.address.path}/l{core.ledger.cells[slot * SLOT_SIZE + LINEAGE]}"
+    assert is_held(lineage)
+    monkeypatch.setattr(core, "before_fork", lambda arguments: None)  # type: ignore[misc]
+    monkeypatch.setattr(core, "drop", lambda slot, number: None)  # type: ignore[misc]
+    del out
+    gc.collect()
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)
+        os.close(writer)
+        os.read(reader, 1)
+        os._exit(0)
+    processes.watch(pid)
+    core._drop_lineages()
+    wait_until(lambda: not is_held(lineage), "the child has let go")
+    os.close(reader)
+    os.close(writer)
+    os.waitpid(pid, 0)
 
 
 def fork_and_wait(statuses: list[int]) -> None:

@@ -118,6 +118,8 @@ STUCK_LOOKS: Final = 300
 """How often, at last, it is looked at, a millisecond apart: a living process that was put aside
 between taking the lock and writing its name must have come back by then. Looks, not seconds, since
 all processes stand still together when their machine does."""
+FORK_S: Final = 5.0
+"""How long a fork waits for a lock that is a semaphore, in seconds: well above all of these."""
 SUSPICION_S: Final = 0.7
 """How long the lock must be out of reach, with nobody's name on it, before its holder is taken to
 have died between taking it and writing its name."""
@@ -449,8 +451,11 @@ class SharedCore(Core):
 
     def before_fork(self, arguments: tuple[object, ...]) -> None:
         if self.ledger.me:
-            # Not for ever: a fork must not wait for somebody who is stopped inside.
-            patience = time.monotonic() + _forks.PATIENCE_S
+            # Not for ever: a fork must not wait for somebody who is stopped inside. But for as long
+            # as it takes to see that a holder is dead, or nobody could tell whose the endpoint was
+            # if the child were killed before its first call.
+            robust = self._shared_runtime.is_robust
+            patience = time.monotonic() + (_forks.PATIENCE_S if robust else FORK_S)
             self.transact_until(patience, partial(self._before_fork, arguments))
 
     def _before_fork(self, arguments: tuple[object, ...]) -> None:
@@ -521,6 +526,9 @@ class SharedCore(Core):
         for launch in self._launching.values():
             launch.close()
         self._launching = {}
+        # As before the fork, if that could not have the lock: what this process has no copy of
+        # must not seem to be held as long as it lives.
+        self._drop_lineages()
         self._inherited += self._lineages.values()
         self._lineages, self._old_lineages = {}, set()
         self._life, self.ledger.me = -1, 0
