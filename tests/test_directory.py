@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +21,7 @@ from iterable_queue import IterableQueue, _directory, _mutex
 from iterable_queue._cells import HEAD_SIZE, SLOT_SIZE
 from iterable_queue._directory import (
     FIRST_SLOTS,
+    MAKING_S,
     PREFIX,
     ROOM,
     Address,
@@ -274,6 +277,31 @@ def test_two_remove_at_once(base: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert list(base.iterdir()) == []
 
 
+def test_it_can_be_told_what_is_left_of_one_that_was_half_removed(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After each step of one that was killed midway, in whatever order its files are listed."""
+    unlink, listdir = os.unlink, os.listdir
+    for names in itertools.permutations(["cells", "p1", "p2", "l1"]):
+        path = left_over(base, os.getpid(), "p1", "p2", "l1")
+        others: list[bool] = []
+
+        def look_first(name: str, path: Path = path, others: list[bool] = others) -> None:
+            others.append(_directory.is_left(str(path)))
+            unlink(name)
+
+        def listed(name: str, names: tuple[str, ...] = names, path: Path = path) -> list[str]:
+            found = listdir(name)
+            return [each for each in names if each in found] if name == str(path) else found
+
+        with monkeypatch.context() as patch:
+            patch.setattr("os.unlink", look_first)
+            patch.setattr("os.listdir", listed)
+            _directory.remove_left(str(path), _directory.parts(None)[0])
+        assert not path.exists()
+        assert others == [True] * 4, names
+
+
 def test_a_file_that_came_meanwhile_stays(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     address = make_directory(None)
     listdir = os.listdir
@@ -331,6 +359,15 @@ def left_over(base: Path, maker: int, *files: str) -> Path:
     return path
 
 
+def empty(base: Path, age: float) -> Path:
+    """A directory that was made by this process, with nothing in it for *age* seconds."""
+    path = base / f"{PREFIX}{os.geteuid()}-{os.getpid()}-{os.urandom(8).hex()}"
+    path.mkdir(mode=0o700)
+    then = time.time() - age
+    os.utime(path, (then, then))
+    return path
+
+
 def sweep() -> None:
     remove(make_directory(None))
 
@@ -373,6 +410,23 @@ def test_what_is_just_being_made_stays(base: Path) -> None:
     sweep()
     assert path.exists()
     assert odd.exists()
+
+
+@pytest.mark.parametrize("age", [0.0, MAKING_S - 10])
+def test_what_is_just_being_made_stays_while_it_is_empty(base: Path, age: float) -> None:
+    path = empty(base, age)
+    sweep()
+    assert path.exists()
+
+
+def test_what_was_left_empty_goes_though_its_maker_lives(base: Path) -> None:
+    """By the last process, which was not its maker and was killed as it removed it."""
+    path = empty(base, MAKING_S + 1)
+    odd = empty(base, MAKING_S + 1)
+    odd = odd.rename(odd.with_name(f"{PREFIX}{os.geteuid()}-what-ever"))
+    sweep()
+    assert not path.exists()
+    assert odd.exists(), "that is no queue's name"
 
 
 def test_what_is_just_being_joined_stays(base: Path) -> None:

@@ -1,7 +1,8 @@
 """A queue's directory and semaphores: where they are, how they are made, found and removed.
 
 Everything is found by name, so that a queue can travel by any road that pickles. What is left when
-every process of a queue was killed is removed by the next queue that this user makes.
+every process of a queue was killed, the last one perhaps while it removed this, is removed by the
+next queue that this user makes.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ RECURSIVE, COUNTING = 0, 1
 PREFIX: Final = "iterable_queue-"
 ROOM: Final = 1 << 24
 """Shared memory with less room than this, in bytes, is passed over for the temporary directory."""
+MAKING_S: Final = 60.0
+"""A directory that has been empty for as long, in seconds, is not just being made, since its first
+file comes within microseconds. It was left by one that was killed as it removed it."""
 
 _swept_at = -1e9
 
@@ -127,8 +131,9 @@ def remove(address: Address) -> None:
             pass
     try:
         # What shows who lives comes last: should this be killed midway, another one can tell that
-        # the rest is left.
-        for name in sorted(os.listdir(path), key=lambda name: name[0] in "pl"):
+        # the rest is left. Of that, the locks of processes are the last: with none of them, the
+        # queue would seem to be just being made as long as its maker lives.
+        for name in sorted(os.listdir(path), key=lambda name: "lp".find(name[0])):
             try:
                 os.unlink(f"{path}/{name}")
             except FileNotFoundError:
@@ -140,7 +145,7 @@ def remove(address: Address) -> None:
 
 
 def _sweep(semlock: type[SemLock]) -> None:
-    """Remove what queues of this user left behind all of whose processes were killed.
+    """Remove what queues of this user left behind: see `is_left`.
 
     Done at most once a minute: it looks at the locks of every queue of this user.
     """
@@ -173,14 +178,17 @@ def maker_of(path: str) -> int:
 
 
 def remove_left(path: str, semlock: type[SemLock]) -> None:
-    """Remove a queue all of whose processes were killed: see `is_left`."""
+    """Remove what is left of a queue: see `is_left`."""
     remove(Address(path, path.rpartition("-")[2], semlock, ""))
     text = "removed what was left when all processes of a queue were killed; queue %s"
     _news.note(_news.INFO, text, path)
 
 
 def is_left(path: str) -> bool:
-    """Whether nobody lives who takes part in the queue in *path*, or is just making it."""
+    """Whether nobody lives who takes part in the queue in *path*, or is just making it.
+
+    An empty directory that has not changed for `MAKING_S` is left over whoever lives.
+    """
     try:
         status = os.lstat(path)
         if status.st_uid != os.geteuid() or not stat.S_ISDIR(status.st_mode):
@@ -192,7 +200,9 @@ def is_left(path: str) -> bool:
     locks = [name for name in names if name[0] in "pl" and "." not in name]
     if not any(name.startswith("p") for name in locks):
         try:
-            return not runs(maker_of(path))
+            maker = maker_of(path)
         except (ValueError, IndexError):
             return False
+        is_old = not names and time.time() - status.st_mtime > MAKING_S
+        return is_old or not runs(maker)
     return not any(is_held(f"{path}/{name}") for name in locks)
