@@ -14,6 +14,7 @@ Children import this module, so it must not import pytest.
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import faulthandler
 import fcntl
@@ -46,6 +47,7 @@ from iterable_queue import (
     IterableQueue,
     ProducerFailed,
     Statistics,
+    _aio,
     _directory,
     _endpoints,
     _exits,
@@ -65,7 +67,7 @@ from iterable_queue._ledger import Ledger
 from iterable_queue._mutex import Mutex
 from iterable_queue._pickling import APART_LEAST
 from iterable_queue._runtime import guard
-from iterable_queue._shared_runtime import PATIENCE, SharedRuntime
+from iterable_queue._shared_runtime import PATIENCE, WAITERS, SharedRuntime
 
 FORK = multiprocessing.get_context("fork")
 PACKAGE: Final = f"{os.path.dirname(iterable_queue.__file__)}{os.sep}"
@@ -91,6 +93,15 @@ def patch(owner: Any, **values: Any) -> None:
     """Put these in the place of its attributes, for the rest of this process's life."""
     for name, value in values.items():
         setattr(owner, name, value)
+
+
+async def asleep(core: Any) -> Any:
+    """Let others of this loop run until one of them sleeps. Returns the desk where it does."""
+    while True:
+        for desk in core.desks.values():
+            if any(desk.asleep()):
+                return desk
+        await asyncio.sleep(0.0002)
 
 
 def is_readable(fd: int, timeout: float) -> bool:
@@ -404,18 +415,21 @@ class CountedLibrary:
 OS_CALLS: Final = (
     "open",
     "close",
+    "read",
     "write",
     "pwrite",
     "replace",
     "rename",
     "unlink",
     "mkdir",
+    "mkfifo",
     "rmdir",
     "posix_fallocate",
     "ftruncate",
     "set_inheritable",
 )
-"""Functions of `os` that do something to others, if a path or a descriptor is the queue's."""
+"""Functions of `os` that do something to others, if a path or a descriptor is the queue's; what is
+read is a FIFO."""
 MUTEX_CALLS: Final = (
     "pthread_mutex_init",
     "pthread_mutex_clocklock",
@@ -499,7 +513,7 @@ def _count_runtime(runtime: Any, meter: Meter) -> None:
         runtime._view = CountedCells(runtime._view, meter)
     runtime.head = runtime.errors._head = CountedCells(runtime.head, meter)
     for condition in (runtime.items, runtime.room, runtime.end):
-        condition._head = runtime.head
+        condition._head = condition.bell._head = runtime.head
         condition._semaphore = CountedSemaphore(condition._semaphore, meter)
     if not runtime.is_robust:
         lock = runtime._semaphores[-1]
@@ -525,9 +539,10 @@ def _count_core(core: Any, meter: Meter) -> None:
     core.log._kept.clear()
     if hasattr(core.log, "_gate"):
         core.log._gate = _fence.gate
+    core.locks = (runtime.trylock,) * core.spins + (runtime.lock,)
     for endpoint in list(core.endpoints):
         endpoint._head = runtime.head
-        endpoint._locks = (runtime.trylock,) * core.spins + (runtime.lock,)
+        endpoint._locks = core.locks
 
 
 # Items
@@ -587,6 +602,14 @@ def number_of(item: Any) -> int:
     return item if isinstance(item, int) else int(item[:8])
 
 
+def outcome_of(error: Exception) -> str:
+    """What it says of how a queue ended."""
+    for kind, outcome in ((Done, "done"), (ProducerFailed, "failed"), (Cancelled, "cancelled")):
+        if isinstance(error, kind):
+            return outcome
+    raise AssertionError("nothing came, nor the end") from None
+
+
 class Actor:
     """Puts and gets, and writes down what."""
 
@@ -627,6 +650,27 @@ class Actor:
         for _ in range(count):
             self.note_got(source.get(**options))
 
+    async def aput(self, out: Any, count: int = 1) -> None:
+        """`put`, from a coroutine."""
+        for _ in range(count):
+            number = self._new()
+            self._board.note(self._index, TRIED, number)
+            await out.aput(number)
+            self._board.note(self._index, PUT, number)
+
+    async def aget(self, source: Any, count: int = 1, **options: Any) -> None:
+        """`get`, from a coroutine."""
+        for _ in range(count):
+            self.note_got(await source.aget(**options))
+
+    async def aget_many(self, source: Any, limit: int, count: int) -> None:
+        """Get so many items, at most *limit* of them at once."""
+        while count > 0:
+            items = await source.aget_many(min(limit, count))
+            for item in items:
+                self.note_got(item)
+            count -= len(items)
+
     def note_got(self, item: Any) -> None:
         self._board.note(self._index, GOT, number_of(item))
 
@@ -651,17 +695,19 @@ class Actor:
 
     def drain(self, source: Any) -> str:
         """Get until the end. Returns which one it was."""
-        while True:
-            try:
+        try:
+            while True:
                 self.get(source, timeout=PATIENCE_S)
-            except Done:
-                return "done"
-            except ProducerFailed:
-                return "failed"
-            except Cancelled:
-                return "cancelled"
-            except Empty:
-                raise AssertionError("nothing came, nor the end") from None
+        except (Done, ProducerFailed, Cancelled, Empty) as error:
+            return outcome_of(error)
+
+    async def adrain(self, source: Any) -> str:
+        """`drain`, from a coroutine."""
+        try:
+            while True:
+                await self.aget(source, timeout=PATIENCE_S)
+        except (Done, ProducerFailed, Cancelled, Empty) as error:
+            return outcome_of(error)
 
     def say(self, thing: object) -> None:
         self._board.say(self._index, thing)
@@ -776,17 +822,20 @@ class World:
     def _help(self, out: Any, source: Any) -> None:
         me = Actor(self.board, HELPER)
         self.scene.help(me, out, source)
+        if self.scene.helper_waits:
+            out.close()
         os.write(self._ready[1], b".")
         try:
-            if self.scene.helper_waits:
-                out.close()
-            else:
+            if not self.scene.helper_waits:
                 os.read(self._go[0], 1)
                 if source is None:
                     source = self.queue.get_consumer()
                 me.put_or_take(out, source, 2)
                 out.close()
-            outcome = me.drain(source)
+            if self.scene.helper_in_loop:
+                outcome = asyncio.run(me.adrain(source))
+            else:
+                outcome = me.drain(source)
             source.close()
         except Cancelled:
             outcome = "cancelled"
@@ -843,7 +892,8 @@ class World:
 
     def play(self, *args: Any) -> None:
         """The victim's part."""
-        patch(_runtime, SLICE_S=0.25)  # so that it is woken rather
+        for module in (_runtime, _aio):
+            patch(module, SLICE_S=0.25)  # so that it is woken rather
         v = Actor(self.board, VICTIM)
         scene = self.scene
         watch_effects(self.meter)
@@ -955,6 +1005,9 @@ class World:
         open_ends = stats.open_producers + stats.open_consumers + stats.open_workers
         assert open_ends + stats.queued == 0, stats
         assert stats.blocked_producers + stats.blocked_consumers == 0, stats
+        # The dead may stay counted until others are woken; at the end, all are.
+        counted = [self.head[cell] for waiters in WAITERS[:2] for cell in waiters]
+        assert not any(counted), f"counted as waiting: {counted}"
         self.scene.check(self, stats)
 
     def check_items(self, stats: Statistics) -> None:
@@ -999,6 +1052,12 @@ class World:
                 os.waitpid(pid, os.WNOHANG)
             time.sleep(0.0005)
 
+    def age(self) -> None:
+        """As if time had passed: who removes a directory may be killed when it is empty."""
+        for path in Path(self.board.base).iterdir():
+            if not os.listdir(path):
+                os.utime(path, (0, 0))
+
     def check_left(self) -> None:
         """That neither a directory nor a semaphore is left."""
         found = [f"{name}: {os.listdir(name)}" for name in Path(self.board.base).iterdir()]
@@ -1025,6 +1084,8 @@ def check_cells(core: Any) -> None:
     """What must hold of the cells whenever the lock is had."""
     ledger = core.ledger
     head, cells = ledger.head, ledger.cells
+    for kind, in_loops in zip(*WAITERS[:2], strict=True):
+        assert 0 <= head[in_loops] <= head[kind], f"of {head[kind]} in {kind}, {head[in_loops]}"
     core.log.roll()
     rows = [
         list(cells[slot * cells_.SLOT_SIZE : (slot + 1) * cells_.SLOT_SIZE])
@@ -1074,6 +1135,7 @@ class Scene:
         helped: there is a helper.
         helper_consumes: it has a consumer from the beginning; else it makes one when it goes on.
         helper_waits: that consumer waits from the beginning.
+        helper_in_loop: it does so in an event loop, as a coroutine.
         children: not the victim is killed, but a process that it starts.
         in_hand: so many items a consumer that is killed may have in hand.
         returns: items that were taken may be put again.
@@ -1090,6 +1152,7 @@ class Scene:
     helped = True
     helper_consumes = False
     helper_waits = False
+    helper_in_loop = False
     children = False
     in_hand = 0
     returns = False
@@ -1638,6 +1701,246 @@ class Retract(Scene):
         w.core.tidy(w.core.runtime.items.retract)
 
 
+# Coroutines
+
+
+@scene("aget, waits")
+class AGetWaiting(GetWaiting):
+    """Once it makes the FIFO, once it finds that made; and each time one more item is there."""
+
+    def act(self, w: World, v: Actor, *args: Any) -> None:
+        asyncio.run(v.aget(args[0], 4))
+
+    def meanwhile(self, w: World) -> None:
+        for _ in range(2):
+            if w.await_or_death(lambda: w.head[cells_.LOOP_ITEM], "a coroutine that waits"):
+                w.me.put_many(w.ends[0], 2)
+
+
+@scene("aget, many at once")
+class AGetMany(AGetWaiting):
+    in_hand = 3
+
+    def act(self, w: World, v: Actor, *args: Any) -> None:
+        asyncio.run(v.aget_many(args[0], 3, 4))
+
+
+@scene("aget, redelivering")
+class AGetLeased(GetLeased):
+    def act(self, w: World, v: Actor, *args: Any) -> None:
+        asyncio.run(v.aget(args[0], 3))
+
+
+@scene("aget, nothing in time")
+class AGetLate(GetWaiting):
+    def act(self, w: World, v: Actor, *args: Any) -> None:
+        try:
+            asyncio.run(v.aget(args[0], timeout=0.02))
+        except Empty:
+            pass
+
+    def meanwhile(self, w: World) -> None:
+        """It puts nothing."""
+
+
+@scene("put, a coroutine is woken")
+class PutWakingCoroutine(PutWaking):
+    helper_in_loop = True
+
+    def act(self, w: World, v: Actor, *args: Any) -> None:
+        until(lambda: w.head[cells_.LOOP_ITEM], "a coroutine that waits")
+        v.put(args[0])
+        until(lambda: w.head[cells_.LOOP_ITEM], "a coroutine that waits")
+        asyncio.run(v.aput(args[0]))
+
+
+@scene("put, a coroutine is woken from inside another call")
+class PutWakingCoroutineNested(PutWakingCoroutine):
+    def act(self, w: World, v: Actor, *args: Any) -> None:
+        until(lambda: w.head[cells_.LOOP_ITEM], "a coroutine that waits")
+        w.core.transact(v.put, args[0])
+
+
+@scene("put, a waiter is woken beside coroutines of one that was killed")
+class PutWakingBesideDead(PutWaking):
+    """Just before, so that these are still counted; nobody has their FIFO open any more."""
+
+    coroutines = 3
+    corpse = 0
+
+    def give(self, w: World) -> tuple[Any, ...]:
+        self.corpse = w.start(w.die, self._sleep, w.queue.get_consumer(), self.coroutines)
+        until(lambda: w.head[cells_.LOOP_ITEM] >= self.coroutines, "coroutines that wait")
+        return super().give(w)
+
+    @staticmethod
+    def _sleep(c: Actor, source: Any, count: int) -> None:
+        async def main() -> None:
+            await asyncio.gather(*(source.aget() for _ in range(count)))
+
+        asyncio.run(main())
+
+    def ready(self, w: World, v: Actor, *args: Any) -> None:
+        """It puts nothing, which those could take."""
+
+    def act(self, w: World, v: Actor, *args: Any) -> None:
+        until(lambda: w.head[cells_.WAIT_ITEM] > self.coroutines, "another one that waits")
+        os.kill(self.corpse, signal.SIGKILL)
+        assert ends_within(self.corpse, PATIENCE_S)
+        v.put(args[0])
+        until(lambda: w.head[cells_.WAIT_ITEM], "one that waits")
+        v.put(args[0])
+
+
+@scene("put, a coroutine is woken beside those of one that was killed")
+class PutWakingCoroutineBesideDead(PutWakingBesideDead):
+    """The FIFO is open, and more are counted than sleep."""
+
+    helper_in_loop = True
+
+
+@scene("get, a coroutine that waits for room is woken")
+class GetMakingRoomForCoroutine(GetMakingRoom):
+    sleeper = 0
+
+    def give(self, w: World) -> tuple[Any, ...]:
+        self.sleeper = w.start(self._put, w.board, w.queue.get_producer())
+        until(lambda: w.head[cells_.LOOP_ROOM], "a coroutine that waits for room")
+        return super().give(w)
+
+    @staticmethod
+    def _put(board: Board, out: Any) -> None:
+        with out:
+            asyncio.run(Actor(board, CORPSE).aput(out, 2))
+
+    def act(self, w: World, v: Actor, *args: Any) -> None:
+        v.get(args[0], 6)
+
+    def survive(self, w: World) -> None:
+        source = w.consumer()
+        deadline = time.monotonic() + PATIENCE_S
+        while not ends_within(self.sleeper, 0):
+            assert time.monotonic() < deadline, "the coroutine finds no room"
+            try:
+                w.me.get(source, timeout=0.01)
+            except Empty:
+                pass
+        super().survive(w)
+
+
+@scene("aput, waits for room")
+class APutWaiting(PutWaiting):
+    def act(self, w: World, v: Actor, *args: Any) -> None:
+        asyncio.run(v.aput(args[0], 3))
+
+    def meanwhile(self, w: World) -> None:
+        for _ in range(2):
+            if w.await_or_death(lambda: w.head[cells_.LOOP_ROOM], "one that waits for room"):
+                w.me.get(w.ends[0])
+
+
+@scene("aput, waits for room under the lock")
+class APutWaitingUnderLock(APutWaiting):
+    redeliver = True
+
+
+@scene("aget, cancelled")
+class AGetCancelled(AGetLate):
+    def act(self, w: World, v: Actor, *args: Any) -> None:
+        async def main() -> None:
+            sleeping = asyncio.create_task(args[0].aget())
+            await asleep(w.core)
+            sleeping.cancel()
+            await asyncio.wait([sleeping])
+            assert sleeping.cancelled()
+
+        asyncio.run(main())
+
+
+@scene("aget, cancelled with a token on its way")
+class AGetCancelledLate(AGetCancelled):
+    """The token goes to the helper, which sleeps as well.
+
+    Attributes:
+        later: the token has come to the desk by then.
+    """
+
+    helper_waits = True
+    in_hand = 0
+    later = False
+
+    def help(self, h: Actor, out: Any, source: Any) -> None:
+        """It waits."""
+
+    def give(self, w: World) -> tuple[Any, ...]:
+        return w.queue.get_consumer(), w.queue.get_producer()
+
+    def ready(self, w: World, v: Actor, *args: Any) -> None:
+        """It gets nothing."""
+
+    def act(self, w: World, v: Actor, *args: Any) -> None:
+        async def main() -> None:
+            sleeping = asyncio.create_task(args[0].aget())
+            desk = await asleep(w.core)
+            until(lambda: w.head[cells_.WAIT_ITEM] > 1, "another one that waits")
+            admit = desk.admit
+
+            def admit_and_cancel(tokens: int) -> None:
+                admit(tokens)
+                sleeping.cancel()
+
+            if self.later:
+                patch(desk, admit=admit_and_cancel)
+            v.put(args[1])
+            if not self.later:
+                sleeping.cancel()
+            await asyncio.wait([sleeping])
+            assert sleeping.cancelled()
+
+        asyncio.run(main())
+
+
+@scene("aget, cancelled with a token in hand")
+class AGetCancelledLater(AGetCancelledLate):
+    later = True
+
+
+@scene("aget, cancelled with a token on its way, beside another coroutine")
+class AGetCancelledBeside(AGetCancelledLate):
+    """The token may have come to that one."""
+
+    helper_in_loop = True
+
+
+@scene("ajoin, not in time")
+class AJoin(Join):
+    def act(self, w: World, v: Actor, *args: Any) -> None:
+        assert not asyncio.run(w.queue.ajoin(0.02))
+
+
+@scene("ajoin, waits")
+class AJoinWaiting(Join):
+    helped = False
+
+    def set_up(self, w: World) -> None:
+        w.me.put(w.producer())
+        w.consumer()
+
+    def act(self, w: World, v: Actor, *args: Any) -> None:
+        assert asyncio.run(w.queue.ajoin())
+
+    def meanwhile(self, w: World) -> None:
+        out, source = w.ends
+        w.await_or_death(lambda: w.head[cells_.LOOP_END], "a coroutine that waits for the end")
+        out.close()
+        w.queue.close()
+        assert w.me.drain(source) == "done"
+        source.close()
+
+    def survive(self, w: World) -> None:
+        w.finish("done")
+
+
 # Endpoints
 
 
@@ -1943,6 +2246,7 @@ class Sweeping(Scene):
     def survive(self, w: World) -> None:
         if w.finished:
             w.check_left()
+        w.age()
         patch(_directory, _swept_at=-1e9)
         IterableQueue().close()
         w.check_left()
@@ -2132,6 +2436,24 @@ class BeForked(Fork):
         child = FORK.Process(target=put_one_and_end, args=(w, self.kept.pop()))
         child.start()
         child.join()
+
+
+@scene("be forked, while a coroutine of the parent sleeps")
+class BeForkedBesideSleeper(BeForked):
+    def ready(self, w: World, v: Actor, *args: Any) -> None:
+        super().ready(w, v)
+        self.kept.insert(0, w.queue.get_consumer())
+        v.get(self.kept[0], 2)  # that of the helper, and its own
+
+    def act(self, w: World, v: Actor, *args: Any) -> None:
+        async def main() -> None:
+            sleeping = asyncio.create_task(v.aget(self.kept[0]))
+            await asleep(w.core)
+            BeForked.act(self, w, v)
+            v.put(self.kept[1])
+            await sleeping
+
+        asyncio.run(main())
 
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -2729,7 +3051,8 @@ def _begin_world(board: Board, stacks: Any) -> None:
     # Deaths are found at once, and a sleeper looks soon. Claims grow whatever time they take.
     patch(_directory, place_for_new=lambda: board.base, _swept_at=time.monotonic())
     patch(_shared, LOOK_S=0.0)
-    patch(_runtime, SLICE_S=0.02)
+    for module in (_runtime, _aio):
+        patch(module, SLICE_S=0.02)
     patch(log, CLAIM_NS=1 << 50)
 
 
