@@ -391,8 +391,12 @@ def test_a_child_shows_no_life_of_what_it_has_no_copy_of(
     os.waitpid(pid, 0)
     lineage = f"{core.address.path}/l{core.ledger.cells[slot * SLOT_SIZE + LINEAGE]}"
     assert is_held(lineage)
-    monkeypatch.setattr(core, "before_fork", lambda arguments: None)
-    monkeypatch.setattr(core, "drop", lambda slot, number: None)
+
+    def nothing(*_args: object) -> None:
+        """What can't have the lock."""
+
+    monkeypatch.setattr(core, "before_fork", nothing)
+    monkeypatch.setattr(core, "drop", nothing)
     del out
     gc.collect()
     reader, writer = os.pipe()

@@ -16,6 +16,7 @@ import pickle
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +71,7 @@ from iterable_queue._cells import (
     WORKER,
 )
 from iterable_queue._channel import Hand
+from iterable_queue._core import Waiting
 from iterable_queue._directory import Address
 from iterable_queue._ledger import Ledger
 from iterable_queue._liveness import is_held, try_hold
@@ -1459,3 +1461,66 @@ def test_counts_of_parts_agree(parts: Parts) -> None:
     with pytest.raises(ProducerFailed):
         raise parts.maker.ledger.failure()
     assert parts.cell(2, ROAD) == parts.cell(2, LINEAGE) == 0
+
+
+# What comes at a bad time
+
+
+def test_that_a_process_was_started_is_noted_later_if_it_is_told_inside_a_call(
+    parts: Parts,
+) -> None:
+    """The collector may find the end of a launch anywhere."""
+    maker = parts.maker
+    slot, number = parts.open(maker, PRODUCER, used=False)
+    heir, fd = maker.transact(maker._make_heir)
+    launch: Any = SimpleNamespace(
+        popen=SimpleNamespace(pid=os.getpid()),
+        slot=heir,
+        endpoints=[(slot, number)],
+        close=lambda: None,
+    )
+    maker.transact(maker.launched, launch)
+    assert maker.ledger.view(slot).owner == 0, "not inside another transition"
+    maker.transact(lambda: None)
+    assert maker.ledger.view(slot).owner == heir
+    os.close(fd)
+
+
+@with_either_lock
+@pytest.mark.parametrize("call", ["transact", "try_transact", "attempt", "get_nowait"])
+def test_a_busy_lock_keeps_no_callers_frame(parts: Parts, call: str) -> None:
+    """What the end of a caller's frame sets free must not have to wait for the collector."""
+    maker = parts.maker
+    begun, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with maker.runtime.lock:
+            begun.set()
+            over.wait(20)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    begun.wait(20)
+
+    def try_it() -> weakref.ref[threading.Event]:
+        marker = threading.Event()
+        if call == "transact":
+            threading.Timer(0.3, over.set).start()
+            maker.transact(lambda: None)
+        elif call == "try_transact":
+            assert not maker.try_transact(0.02, lambda: None)
+        elif call == "attempt":
+            lock = maker.runtime.trylock
+            assert not maker.attempt(lambda: True, Waiting(maker.runtime.items), lock)
+        else:
+            assert not maker._attempt_once(lambda: True)
+        return weakref.ref(marker)
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert try_it()() is None
+    finally:
+        gc.enable()
+        over.set()
+        holder.join(20)

@@ -253,7 +253,12 @@ class Core:
                     return self.ledger.transact(call, *args, **kwargs)
             except KeyError as error:
                 busy = error
-            self.lock_was_busy(busy)
+            # Not kept: error, traceback and frame are a ring, which would keep the callers' frames,
+            # and what the ends of these set free, until the collector comes.
+            try:
+                self.lock_was_busy(busy)
+            finally:
+                del busy
 
     def try_transact(self, patience_s: float, call: Callable[[], object]) -> bool:
         """The same for at most *patience_s* seconds. False: the lock could not be had."""
@@ -265,7 +270,10 @@ class Core:
                 return True
         except KeyError as error:
             busy = error
-        self.lock_was_busy(busy)
+        try:
+            self.lock_was_busy(busy)
+        finally:
+            del busy  # as in `transact`
         return False
 
     def transact_until(self, deadline: float | None, call: Callable[[], object]) -> bool:
@@ -371,7 +379,10 @@ class Core:
         else:
             self.look_now_and_then()
             return False
-        self.lock_was_busy(busy)
+        try:
+            self.lock_was_busy(busy)
+        finally:
+            del busy  # as in `transact`
         return False
 
     def attempt(self, attempt: Callable[[], bool], waiting: Waiting, lock: Lock) -> bool:
@@ -391,7 +402,10 @@ class Core:
                 return False
         except KeyError as error:
             busy = error
-        self.lock_was_busy(busy)
+        try:
+            self.lock_was_busy(busy)
+        finally:
+            del busy  # as in `transact`
         return False
 
     def tidy(self, call: Callable[[], object]) -> None:

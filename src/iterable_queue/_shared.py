@@ -43,6 +43,7 @@ import pickle
 import sys
 import time
 import weakref
+from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from queue import SimpleQueue
@@ -161,6 +162,8 @@ class SharedCore(Core):
         self._begun = False
         self._looked_at = 0.0
         self._noted_broken = False
+        self._late: deque[_Launch] = deque()
+        """What is still to be noted of processes that were started."""
         self._nameless_since = 0.0
         """When the lock was first found so, if it was without a gap since."""
         self._leases = _Leases(address.path, self.ledger.head, self.ledger.hands)
@@ -533,6 +536,7 @@ class SharedCore(Core):
         self._lineages, self._old_lineages = {}, set()
         self._life, self.ledger.me = -1, 0
         self._dropped.clear()
+        self._late.clear()
         self._shared_runtime.after_fork_in_child()
         self.leave_loops()
         self._log.after_fork_in_child()
@@ -598,6 +602,13 @@ class SharedCore(Core):
             self.transact(self._launched, launch)
         except ChannelBroken:
             pass  # the next call says so
+        except WouldDeadlock:
+            self._late.append(launch)  # the collector came upon it, inside another call
+
+    def _bury_dropped(self) -> None:
+        super()._bury_dropped()
+        while self._late and not self.ledger.head[HOLDER]:
+            self.ledger.transact(self._launched, self._late.popleft())
 
     def _begin_launch(self, popen: Any) -> None:
         self._launching[id(popen)] = _Launch(self, popen, *self._make_heir())
@@ -659,6 +670,8 @@ class SharedCore(Core):
                 self.lock_was_busy(busy)  # whose holder may have died
             except ChannelBroken:
                 break
+            finally:
+                del busy  # as in `transact`
         self._let_go()
         self._log.end()
         life, self._life = self._life, -1
