@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -30,7 +33,7 @@ from iterable_queue import (
     ProducerFailed,
 )
 from tests.conftest import FORKS, Processes, wait_until
-from tests.redis_server import Maker, Server, free_port, need_redis
+from tests.redis_server import SERVER, Maker, Server, free_port, need_redis, redis
 
 
 @pytest.fixture
@@ -180,6 +183,87 @@ def test_unix_sockets_and_clients_of_ones_own(server: Server) -> None:
         assert iq.get_consumer().get() == "there"
         assert server.path in repr(iq)
         iq.cancel()
+
+
+def put_there(out: Producer[str]) -> None:
+    with out:
+        out.put("there")
+
+
+def test_tls(tmp_path: Path, processes: Processes) -> None:
+    need_redis()
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("there is no openssl to make a certificate with")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    command += ["-nodes", "-days", "2", "-keyout", str(key), "-out", str(certificate)]
+    command += ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    port = free_port()
+    options = ["--tls-port", str(port), "--tls-auth-clients", "no"]
+    options += ["--tls-cert-file", str(certificate), "--tls-key-file", str(key)]
+    options += ["--tls-ca-cert-file", str(certificate)]
+    server = Server(tmp_path, *options)
+    try:
+        server.start()
+        url = f"rediss://127.0.0.1:{port}/0"
+        with pytest.raises(ChannelBroken, match="certificate"):
+            IterableQueue[str].connect(url, name="q", retry_s=0.2)
+        iq = server.connect(url=f"{url}?ssl_ca_certs={certificate}")
+        processes.start(get_context("spawn").Process(target=put_there, args=(iq.get_producer(),)))
+        iq.close()
+        assert list(iq.get_consumer()) == ["there"]
+        processes.join()
+        del iq
+        gc.collect()
+    finally:
+        server.end()
+
+
+SENTINEL_PORT = "TESTS_SENTINEL_PORT"
+"""The environment variable that says it to `through_sentinel`, wherever that is called."""
+
+
+def through_sentinel() -> Any:
+    sentinels = import_module("redis.sentinel")
+    port = int(os.environ[SENTINEL_PORT])
+    return sentinels.Sentinel([("127.0.0.1", port)]).master_for("the-master")
+
+
+def test_sentinel(
+    server: Server, tmp_path: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert SERVER is not None
+    port = free_port()
+    monkeypatch.setenv(SENTINEL_PORT, str(port))
+    settings = tmp_path / "sentinel.conf"
+    settings.write_text(
+        f"port {port}\nbind 127.0.0.1\ndir {tmp_path}\n"
+        f"sentinel monitor the-master 127.0.0.1 {server.port} 1\n"
+    )
+    command = [SERVER, str(settings), "--sentinel"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as sentinel:
+        try:
+
+            def knows() -> bool:
+                try:
+                    return bool(through_sentinel().ping())
+                except redis.ConnectionError:
+                    return False
+
+            wait_until(knows, "the sentinel answers, and knows the server")
+            iq = server.connect(url=through_sentinel)
+            assert "service the-master" in repr(iq)
+            child = get_context("spawn").Process(target=put_there, args=(iq.get_producer(),))
+            processes.start(child)
+            iq.close()
+            assert list(iq.get_consumer()) == ["there"]
+            processes.join()
+            del iq
+            gc.collect()
+        finally:
+            sentinel.kill()
 
 
 # Keys

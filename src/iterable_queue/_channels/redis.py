@@ -410,6 +410,8 @@ class Link:
 
     def _begin(self) -> None:
         """A new connection: what the old one may have swallowed goes first."""
+        # Told to connect, which asks a Sentinel first; one that is just used does not ask.
+        self._connection.connect()
         commands = b"".join(self.restore())
         if commands:
             self._connection.send_packed_command((commands,), False)
@@ -425,7 +427,7 @@ class Link:
         """Before another attempt; raises where there is to be none."""
         now = time.monotonic()
         if self.deadline is not None and now + pause_s >= self.deadline:
-            raise Late(f"the server at {self.address}: {error!r}") from error
+            raise Late(f"the server at {self.address}: {_said(error)}") from error
         if now + pause_s >= until:
             sure = (
                 "; whether the call was made is not known: it was sent, and not answered"
@@ -434,7 +436,7 @@ class Link:
             )
             raise ChannelBroken(
                 f"{what}: the server at {self.address} could not be reached for "
-                f"{now - until + self._settings.retry_s:.1f} s, the last time for {error!r}{sure}. "
+                f"{now - until + self._settings.retry_s:.1f} s, the last time for {_said(error)}{sure}. "
                 "Call again once it is back; retry_s says how long a call tries"
             ) from error
         if pause_s:
@@ -512,6 +514,7 @@ class Link:
         parts = [_bytes(part) for part in command]
         data = b"*%d\r\n" % len(parts)
         data += b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
+        self._connection.connect()  # as in `_begin`; it may be connected
         self._connection.send_packed_command((data,), False)
 
     def answer(self) -> Any:
@@ -520,6 +523,11 @@ class Link:
     def is_break(self, error: BaseException) -> bool:
         """Whether *error* says that the connection is broken."""
         return isinstance(error, self._breaks)
+
+
+def _said(error: Exception | None) -> str:
+    """The error with its text, which the `repr` of the client's has not."""
+    return f"{type(error).__name__}: {error}"
 
 
 def _let_go(error: BaseException) -> None:
