@@ -471,7 +471,6 @@ def test_loops_of_several_threads(make: Make) -> None:
     for thread in threads:
         thread.join()
     assert sorted(taken[0] + taken[1]) == list(range(50))
-    assert all(taken), "both are woken, by turns"
 
 
 def test_a_lost_wake_up_costs_a_slice(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from iterable_queue import (
     _forks,
     _mutex,
 )
-from iterable_queue._cells import LINEAGE, SLOT_SIZE
+from iterable_queue._cells import DROPPED_COPY, LINEAGE, SLOT_SIZE
 from iterable_queue._directory import RECURSIVE, semaphore_names
 from iterable_queue._errors import ChannelBroken
 from iterable_queue._liveness import is_held
@@ -412,6 +412,43 @@ def test_a_child_shows_no_life_of_what_it_has_no_copy_of(
     os.close(reader)
     os.close(writer)
     os.waitpid(pid, 0)
+
+
+@FORKS
+def test_a_child_keeps_what_its_parent_has_dropped_since(processes: Processes) -> None:
+    iq = IterableQueue[int]()
+    out = iq.get_producer()
+    core = iq._core
+    assert isinstance(core, SharedCore)
+    slot = out.slot  # type: ignore[attr-defined]
+    after_fork_in_child = core.after_fork_in_child
+    reader, writer = os.pipe()
+    over, end = os.pipe()
+
+    def late() -> None:
+        os.read(reader, 1)  # until the parent has dropped its copy
+        after_fork_in_child()
+
+    core.after_fork_in_child = late  # type: ignore[method-assign]
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)
+        os.close(end)
+        os.read(over, 1)
+        os._exit(0)
+    processes.watch(pid)
+    del core.after_fork_in_child
+    lineage = f"{core.address.path}/l{core.ledger.cells[slot * SLOT_SIZE + LINEAGE]}"
+    del out
+    gc.collect()
+    assert core.ledger.view(slot).flags & DROPPED_COPY
+    os.write(writer, b"x")
+    wait_until(lambda: "adrift" in iq.explain(), "it is adrift")
+    assert is_held(lineage)
+    for fd in (reader, writer, over, end):
+        os.close(fd)
+    os.waitpid(pid, 0)
+    wait_until(lambda: not is_held(lineage), "the child has ended")
 
 
 def fork_and_wait(statuses: list[int]) -> None:

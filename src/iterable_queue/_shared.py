@@ -44,7 +44,7 @@ import sys
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
@@ -502,8 +502,12 @@ class SharedCore(Core):
 
     def _drop_lineages(self) -> None:
         """Close the locks of lineages none of whose endpoints has a copy here any more."""
+        self._drop_lineages_but(self._untaken())
+
+    def _drop_lineages_but(self, endpoints: Iterable[Endpoint]) -> None:
+        """Close the locks of lineages but for those of *endpoints*."""
         needed = set(list(self._lineages)[:1])
-        for endpoint in self._untaken():
+        for endpoint in endpoints:
             needed.add(self.ledger.cells[endpoint.slot * SLOT_SIZE + LINEAGE])
         for number in [number for number in self._lineages if number not in needed]:
             os.close(self._lineages.pop(number))
@@ -529,9 +533,11 @@ class SharedCore(Core):
         for launch in self._launching.values():
             launch.close()
         self._launching = {}
-        # As before the fork, if that could not have the lock: what this process has no copy of
-        # must not seem to be held as long as it lives.
-        self._drop_lineages()
+        # As before the fork, if that could not have the lock: what this process has no copy of must
+        # not seem to be held as long as it lives. What it has may be the parent's no more by now.
+        is_open = self.ledger.is_open
+        copies = _forks.members_of(self.endpoints)
+        self._drop_lineages_but([copy for copy in copies if is_open(copy.slot, copy.number)])
         self._inherited += self._lineages.values()
         self._lineages, self._old_lineages = {}, set()
         self._life, self.ledger.me = -1, 0

@@ -1914,8 +1914,11 @@ class RedisCore(Core):
         before, self.link.deadline = self.link.deadline, time.monotonic() + 2 * BRIEFLY_S
         try:
             super().drop(slot, number)
+            if self._dropped:  # another thread has the lock, that which listens, say
+                with self.runtime.lock_within(BRIEFLY_S):
+                    self._bury_dropped()
         except Exception:
-            pass  # out of reach: the next call goes on with it
+            pass  # out of reach, or busy: the next call goes on with it
         finally:
             self.link.deadline = before
 
