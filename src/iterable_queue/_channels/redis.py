@@ -436,8 +436,8 @@ class Link:
             )
             raise ChannelBroken(
                 f"{what}: the server at {self.address} could not be reached for "
-                f"{now - until + self._settings.retry_s:.1f} s, the last time for {_said(error)}{sure}. "
-                "Call again once it is back; retry_s says how long a call tries"
+                f"{now - until + self._settings.retry_s:.1f} s, the last time for {_said(error)}"
+                f"{sure}. Call again once it is back; retry_s says how long a call tries"
             ) from error
         if pause_s:
             time.sleep(pause_s)
