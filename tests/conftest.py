@@ -285,7 +285,7 @@ _at_start = pytest.StashKey[set[int]]()
 
 def pytest_xdist_auto_num_workers() -> int:
     """Most of these tests wait more than they compute."""
-    return 4 * len(os.sched_getaffinity(0))
+    return 3 * len(os.sched_getaffinity(0))
 
 
 @pytest.hookimpl(tryfirst=True)
