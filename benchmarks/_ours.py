@@ -82,7 +82,7 @@ class OurLink:
         self, queue: IterableQueue[object], job: Job, calls: Calls, done: type[Exception]
     ) -> None:
         self._queue = queue
-        self._calls = calls
+        self._calls: Calls = calls
         self._done = done
         self._producers = [queue.get_producer() for _ in range(job.producers)]
         self._consumers = [queue.get_consumer() for _ in range(job.consumers)]
@@ -110,7 +110,7 @@ class Ours:
             raise Unavailable("what is importable as iterable_queue is an old release")
         self._library = iterable_queue
         self._kind = kind
-        self._calls = calls
+        self._calls: Calls = calls
 
     def _make(self, crew: Crew, maxsize: int) -> IterableQueue[object]:
         if self._kind == "threaded":
