@@ -490,6 +490,7 @@ def test_a_signal_handler_that_raises_in_a_hook_leaves_the_lock_free(
     def interrupted() -> list[Any]:
         raise KeyboardInterrupt
 
+    _forks.still()  # else nothing is hooked, if no test before has made a queue
     monkeypatch.setattr(sys, "unraisablehook", told.append)
     monkeypatch.setattr(_forks, "tracked", interrupted)
     statuses: list[int] = []
