@@ -6,6 +6,7 @@ a fork made in C, without Python's hooks, is a stated limit.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import threading
@@ -130,6 +131,18 @@ def launching_frame() -> FrameType | None:
             return frame
         frame = frame.f_back
     return None
+
+
+def end_of_launch(popen: Any) -> object:
+    """What ceases to be referred to once the process has been started that is being pickled for.
+
+    That moment is the end of `_launch`, at which the buffer goes into which it is pickled.
+    """
+    frame = launching_frame()
+    for value in ({} if frame is None else frame.f_locals).values():
+        if isinstance(value, io.BytesIO):
+            return value
+    return popen
 
 
 def _after_in_parent() -> None:

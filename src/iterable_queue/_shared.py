@@ -37,7 +37,6 @@ somebody lives who may hold a copy: the process that pickled it, or a child fork
 from __future__ import annotations
 
 import errno
-import io
 import os
 import pickle
 import sys
@@ -770,16 +769,9 @@ class _Launch:
         self.endpoints: list[tuple[int, int]] = []
         self._fd = fd
         # The child gets the open file; the copy here must go once it has been started, or it would
-        # seem to live as long as this process. That moment is the end of `_launch`, at which the
-        # buffer goes into which this is being pickled.
+        # seem to live as long as this process.
         self.duplicate = popen.DupFd(popen.duplicate_for_child(fd))
-        frame = _forks.launching_frame()
-        buffers = [
-            value
-            for value in ({} if frame is None else frame.f_locals).values()
-            if isinstance(value, io.BytesIO)
-        ]
-        watched = buffers[0] if buffers else popen
+        watched = _forks.end_of_launch(popen)
         weakref.finalize(watched, _launched, weakref.ref(core), self).atexit = False
 
     def close(self) -> None:

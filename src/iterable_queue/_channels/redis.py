@@ -2204,15 +2204,7 @@ class _Launch:
         self._there = there
         # As in `_shared._Launch`: the copy here of what the child gets must go once it was started.
         self.duplicate = popen.DupFd(popen.duplicate_for_child(there))
-        frame = _forks.launching_frame()
-        import io
-
-        buffers = [
-            value
-            for value in ({} if frame is None else frame.f_locals).values()
-            if isinstance(value, io.BytesIO)
-        ]
-        watched = buffers[0] if buffers else popen
+        watched = _forks.end_of_launch(popen)
         weakref.finalize(watched, _launched, weakref.ref(core), self).atexit = False
 
     def close(self) -> None:
