@@ -727,7 +727,7 @@ def test_nondeterminism_that_comes_later_is_found_when_a_schedule_is_begun_again
         iq.close()
 
     with pytest.raises(Nondeterministic, match="unseeded random"):
-        explore(scenario)
+        explore(scenario, samples=20)
 
 
 def test_a_failure_that_does_not_come_again_is_nondeterminism() -> None:
