@@ -1,26 +1,4 @@
-"""The channel for several machines: a queue on a Redis or Valkey server.
-
-    connection (commands)       scripts, one at a time: `Link`; and hand-outs, told without a reply
-    connection (messages)       BLPOP on this client's list, and heartbeats: `_listen`, a thread
-
-The ledger's transitions are Lua scripts (`redis_scripts`); `RedisLedger` is the ledger as the
-endpoints know it, each of whose transitions is one call of a script. Its slots are the numbers of
-endpoints, its processes are the server's *clients*: one for each process that takes part. Of the
-cells only those are used that are this process's own affair.
-
-Waiting goes as everywhere: an attempt under this process's lock, then a sleep on a condition. An
-attempt that finds nothing has this client written down at the server as one that waits, in the same
-script. Whoever puts then sends it a message; the thread that listens gives a token to a sleeper.
-
-Why lists and not Streams: a group's consumer reads ahead and acknowledges later, but a stream
-knows nothing of who may still put, of a bound, or of what a consumer was handed and what it only
-read. All of that is in the scripts anyway; then a list does what a stream would, in less memory
-and time.
-
-Liveness is by heartbeats and the server's clock. A client that sends none for *expiry* seconds is
-taken for dead by whichever client beats next: its endpoints end. If it lives on, each of its calls
-raises from then on. Children that this process starts are seen at once, by the end of a pipe.
-"""
+"""One process's part in a queue on a server, and what that is made of."""
 
 from __future__ import annotations
 
@@ -66,7 +44,7 @@ from iterable_queue._cells import (
     SlotView,
 )
 from iterable_queue._channel import EMPTY, ENTRY_BYTES, Hand
-from iterable_queue._channels import redis_scripts as scripts
+from iterable_queue._channels.redis import scripts
 from iterable_queue._core import Core, stays_here, thread_core
 from iterable_queue._errors import (
     ChannelBroken,
