@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import hmac
 import json
 import math
@@ -20,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 from importlib import import_module
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from iterable_queue import _cells as cells_
 from iterable_queue import _forks, _news
@@ -44,7 +43,38 @@ from iterable_queue._cells import (
     SlotView,
 )
 from iterable_queue._channel import EMPTY, ENTRY_BYTES, Hand
-from iterable_queue._channels.redis import scripts
+from iterable_queue._channels.redis.calls import (
+    ADOPT,
+    ADRIFT,
+    AGAIN,
+    ASSIGN,
+    BEAT,
+    BLOCKED,
+    BYE,
+    CANCEL,
+    CLOSE,
+    CUT,
+    DEAD,
+    ERRORS,
+    HEIR,
+    JOIN,
+    KEEP,
+    LOOK,
+    OPEN,
+    PUT,
+    QUIET,
+    SEND,
+    SHUT,
+    SIZE,
+    TAKE,
+    TAKE_OVER,
+    VIEW,
+    WAITS,
+    Script,
+    as_bytes,
+    as_text,
+)
+from iterable_queue._channels.redis.settings import Address, Options, Settings
 from iterable_queue._core import Core, stays_here, thread_core
 from iterable_queue._errors import (
     ChannelBroken,
@@ -104,8 +134,6 @@ FEW_TIMES: Final = 16
 """After so many claims of few items a consumer tries whether it finds more if it asks later;"""
 NOT_AGAIN: Final = 256
 """and if it does not, it tries that again after so many claims."""
-QUIET: Final = b"*3\r\n$6\r\nCLIENT\r\n$5\r\nREPLY\r\n$4\r\nSKIP\r\n"
-"""Before a command: it is not answered."""
 
 
 class Late(Exception):
@@ -114,91 +142,6 @@ class Late(Exception):
 
 class BadSignature(ValueError):
     """What should have been signed was not, or with another key."""
-
-
-class Settings(NamedTuple):
-    """How a process takes part: what `IterableQueue.connect` was given.
-
-    Attributes:
-        source: the server's URL, or a function that returns a client.
-        name: of the queue.
-        serializer: two functions, to bytes and back; None: pickle.
-        key: that signs; None: nothing is signed.
-        expiry_s, retry_s, keep_s: see `IterableQueue.connect`.
-    """
-
-    source: str | Callable[[], Any]
-    name: str
-    serializer: tuple[Callable[[Any], bytes], Callable[[bytes], Any]] | None
-    key: bytes | None
-    expiry_s: float
-    retry_s: float
-    keep_s: float
-
-    @property
-    def format(self) -> str:
-        """How items travel, in a word: all who take part must agree on it."""
-        how = "pickle" if self.serializer is None else "custom"
-        return f"{how}+signed" if self.key is not None else how
-
-
-class Options(NamedTuple):
-    """What the queue is to be like; "" leaves it to whoever made it."""
-
-    maxsize: str = ""
-    cancel: str = ""
-    deliveries: str = ""
-
-
-class Script:
-    """A script, and how to call it."""
-
-    __slots__ = ("head", "name", "sha", "text")
-
-    def __init__(self, name: str, text: str) -> None:
-        self.name = name
-        self.text = text.encode()
-        self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest().encode()
-
-    def packed(self, key: bytes, args: Iterable[bytes], *, whole: bool = False) -> bytes:
-        """The command, by the script's digest, or with all of its text."""
-        body = [b"$1\r\n1\r\n$%d\r\n%b\r\n" % (len(key), key)]
-        count = 4
-        for arg in args:
-            body.append(b"$%d\r\n%b\r\n" % (len(arg), arg))
-            count += 1
-        if whole:
-            start = b"*%d\r\n$4\r\nEVAL\r\n$%d\r\n%b\r\n" % (count, len(self.text), self.text)
-        else:
-            start = b"*%d\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n" % (count, self.sha)
-        return start + b"".join(body)
-
-
-JOIN = Script("join", scripts.JOIN)
-HEIR = Script("heir", scripts.HEIR)
-ADOPT = Script("adopt", scripts.ADOPT)
-OPEN = Script("open", scripts.OPEN)
-TAKE_OVER = Script("take over", scripts.TAKE_OVER)
-SEND = Script("send", scripts.SEND)
-ASSIGN = Script("assign", scripts.ASSIGN)
-ADRIFT = Script("adrift", scripts.ADRIFT)
-PUT = Script("put", scripts.PUT)
-TAKE = Script("take", scripts.TAKE)
-CUT = Script("cut", scripts.CUT)
-KEEP = Script("keep", scripts.KEEP)
-CLOSE = Script("close", scripts.CLOSE)
-SHUT = Script("close", scripts.SHUT)
-CANCEL = Script("cancel", scripts.CANCEL)
-WAITS = Script("join", scripts.WAITS)
-AGAIN = Script("again", scripts.AGAIN)
-BEAT = Script("heartbeat", scripts.BEAT)
-DEAD = Script("dead", scripts.DEAD)
-BYE = Script("leave", scripts.BYE)
-BLOCKED = Script("blocked", scripts.BLOCKED)
-SIZE = Script("size", scripts.SIZE)
-VIEW = Script("view", scripts.VIEW)
-LOOK = Script("look", scripts.LOOK)
-ERRORS = Script("errors", scripts.ERRORS)
 
 
 def _client_of(source: str | Callable[[], Any]) -> Any:
@@ -222,16 +165,6 @@ def _client_of(source: str | Callable[[], Any]) -> Any:
         socket_connect_timeout=CONNECT_S,
         protocol=2,
     )
-
-
-def _bytes(value: object) -> bytes:
-    if isinstance(value, bytes):
-        return value
-    return str(value).encode("utf-8", "surrogateescape")
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 class Link:
@@ -309,7 +242,7 @@ class Link:
 
     def arguments(self, args: Iterable[object], number: int) -> list[bytes]:
         """What ARGV is."""
-        return [b"%d" % self.client, b"%d" % number, self._ttl, *map(_bytes, args)]
+        return [b"%d" % self.client, b"%d" % number, self._ttl, *map(as_bytes, args)]
 
     def call(self, script: Script, *args: object, what: str = "", patience_s: float = -1.0) -> Any:
         """Run *script* with these arguments, once, however often the connection breaks.
@@ -489,7 +422,7 @@ class Link:
 
     def ask(self, *command: object) -> None:
         """Send a command whose answer is read later, by `answer`."""
-        parts = [_bytes(part) for part in command]
+        parts = [as_bytes(part) for part in command]
         data = b"*%d\r\n" % len(parts)
         data += b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
         self._connection.connect()  # as in `_begin`; it may be connected
@@ -525,9 +458,6 @@ def _is_readable(fd: int, timeout_s: float) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(timeout_s * 1000))
-
-
-# -- what crosses the network --------------------------------------------------------------------
 
 
 class Sealer:
@@ -586,7 +516,7 @@ class Sealer:
     def unpack(self, blob: bytes) -> BaseException:
         kind, data = blob[:1], blob[1:]
         if kind == b"t":  # a script's own words: see `told` there
-            return ProducerFailed(_text(data))
+            return ProducerFailed(as_text(data))
         try:
             if self._key is not None:
                 data = self._open(data)
@@ -692,9 +622,6 @@ class RedisRuntime(ThreadRuntime):
         lock._at_fork_reinit()
         for index in (cells_.WAIT_ITEM, cells_.WAIT_ROOM, cells_.WAIT_END, cells_.HOLDER):
             self.head[index] = 0
-
-
-# -- the ledger ----------------------------------------------------------------------------------
 
 
 class Tags:
@@ -1191,7 +1118,7 @@ class RedisLedger(Ledger):
             if not found:
                 return None
             owner = found[2] or found[3]
-            self.owners[owner] = found[9], _text(found[10])
+            self.owners[owner] = found[9], as_text(found[10])
             view = self._slot_view(number, found)
             self._fetched[number] = view
             return view
@@ -1200,7 +1127,7 @@ class RedisLedger(Ledger):
         kind, flags, owner, maker, road, held, blocked, age_ms, site = found[:9]
         stamp = self.now() - age_ms * 1_000_000
         return SlotView(
-            number, kind, number, flags, owner, maker, road, 0, held, blocked, stamp, _text(site)
+            number, kind, number, flags, owner, maker, road, 0, held, blocked, stamp, as_text(site)
         )
 
     def take_over(self, slot: int, number: int, generation: int | None) -> bool:
@@ -1294,12 +1221,12 @@ class RedisLedger(Ledger):
         self._ahead, self._held = looked[2:4]
         self._put_ever = int(counts.get(b"pt", 0))
         self.unsigned = int(counts.get(b"xs", 0))
-        self._site = _text(counts.get(b"site", b""))
+        self._site = as_text(counts.get(b"site", b""))
         head[cells_.HIGHEST] = max(head[cells_.HIGHEST], self._queued)
         clients: list[Any] = looked[5]
         self.owners.clear()
         for client, (pid, host, silent_ms) in zip(clients[::2], clients[1::2], strict=True):
-            self.owners[client] = pid, _text(host)
+            self.owners[client] = pid, as_text(host)
             self.silent_ms[client] = silent_ms
         self._views = sorted(
             (self._slot_view(found[0], found[1:]) for found in looked[4]), key=lambda v: v.slot
@@ -1329,9 +1256,6 @@ class RedisLedger(Ledger):
 
     def site(self) -> str:
         return self._site
-
-
-# -- the channel ---------------------------------------------------------------------------------
 
 
 class RedisChannel:
@@ -1420,9 +1344,6 @@ class RedisChannel:
 
     def mend(self) -> None:
         """Nothing here can be half done."""
-
-
-# -- the thread that listens ---------------------------------------------------------------------
 
 
 class Listener:
@@ -1548,7 +1469,7 @@ class Listener:
         if isinstance(answer, Exception):
             raise answer
         if answer is not None:
-            self._todo.append(_text(answer[1]).split())
+            self._todo.append(as_text(answer[1]).split())
         return True
 
     def _child_says(self, end: int) -> None:
@@ -1591,16 +1512,6 @@ class Listener:
 
 
 _WAITS: Final = {"i": cells_.WAIT_ITEM, "r": cells_.WAIT_ROOM}
-
-
-# -- the core ------------------------------------------------------------------------------------
-
-
-class Address(NamedTuple):
-    """What another process needs to find the queue: as secret as the URL and the key are."""
-
-    settings: Settings
-    id: str
 
 
 class RedisCore(Core):
@@ -1696,15 +1607,15 @@ class RedisCore(Core):
             link.client = answer[0]
         head = self.ledger.head
         maxsize, state, deliveries, pid, host, found_id, how = answer[2]
-        if _text(how) != self.settings.format:
+        if as_text(how) != self.settings.format:
             raise ValueError(
                 f"serializer, sign: the queue {self.settings.name!r} on the server at "
-                f"{link.address} has items that are {_text(how)}, not {self.settings.format}"
+                f"{link.address} has items that are {as_text(how)}, not {self.settings.format}"
             )
         head[MAXSIZE], head[STATE], head[cells_.REDELIVER] = map(int, (maxsize, state, deliveries))
-        self._maker = int(pid), _text(host)
+        self._maker = int(pid), as_text(host)
         self.made = bool(answer[1])
-        self.address = Address(self.settings, _text(found_id))
+        self.address = Address(self.settings, as_text(found_id))
         self.ledger.me = link.client
         self._is_here = True
         if self._listener is None:
@@ -2199,8 +2110,6 @@ def _launched(reference: weakref.ref[RedisCore], launch: _Launch) -> None:
     else:
         core.launched(launch)
 
-
-# -- this process and its queues -----------------------------------------------------------------
 
 _attached: weakref.WeakValueDictionary[tuple[str, str], RedisCore] = weakref.WeakValueDictionary()
 """By server and name: one part in a queue for each process, however many endpoints it holds."""
