@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hmac
-import json
 import math
 import os
-import pickle
 import select
 import socket
 import sys
@@ -17,7 +14,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from importlib import import_module
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from iterable_queue import _cells as cells_
 from iterable_queue import _forks, _news
@@ -71,6 +68,7 @@ from iterable_queue._channels.redis.calls import (
     as_text,
 )
 from iterable_queue._channels.redis.link import ANSWER_S, PAUSES_S, Late, Link, is_readable, let_go
+from iterable_queue._channels.redis.sealer import Sealer
 from iterable_queue._channels.redis.settings import Address, Options, Settings
 from iterable_queue._core import Core, stays_here, thread_core
 from iterable_queue._errors import (
@@ -78,13 +76,9 @@ from iterable_queue._errors import (
     Done,
     EndpointElsewhere,
     ItemsLost,
-    PackedError,
     ProducerClosed,
-    ProducerFailed,
     QueueClosed,
     WouldDeadlock,
-    pack_error,
-    unpack_error,
 )
 from iterable_queue._exits import install_exit_hooks, watch
 from iterable_queue._ledger import Ledger
@@ -125,81 +119,6 @@ FEW_TIMES: Final = 16
 """After so many claims of few items a consumer tries whether it finds more if it asks later;"""
 NOT_AGAIN: Final = 256
 """and if it does not, it tries that again after so many claims."""
-
-
-class BadSignature(ValueError):
-    """What should have been signed was not, or with another key."""
-
-
-class Sealer:
-    """Items and errors as bytes, signed if there is a key.
-
-    A signature covers the queue's name and the bytes, not who sent them or when: it shows that
-    somebody with the key made this for a queue of this name.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self._key = settings.key
-        self._context = settings.name.encode() + b"\0"
-        self._own = settings.serializer
-        self.refused: Callable[[], object] = bool
-        """Called when a signature is wrong or missing."""
-
-    def dumps(self, item: Any) -> bytes:
-        if self._own is None:
-            data = pickle.dumps(item, 5)
-        else:
-            made = cast("object", self._own[0](item))
-            if not isinstance(made, bytes):
-                raise TypeError(f"serializer: its first function must return bytes, not {made!r}")
-            data = made
-        return data if self._key is None else self._seal(data)
-
-    def loads(self, data: bytes) -> Any:
-        if self._key is not None:
-            data = self._open(data)
-        return pickle.loads(data) if self._own is None else self._own[1](data)
-
-    def _mac(self, data: bytes) -> bytes:
-        assert self._key is not None
-        return hmac.digest(self._key, self._context + data, "sha256")
-
-    def _seal(self, data: bytes) -> bytes:
-        return self._mac(data) + data
-
-    def _open(self, data: bytes) -> bytes:
-        if not hmac.compare_digest(data[:32], self._mac(data[32:])):
-            self.refused()
-            raise BadSignature(
-                "its signature is wrong or missing: whoever put it does not have the key (sign=)"
-            )
-        return data[32:]
-
-    def pack(self, error: BaseException) -> bytes:
-        """An error, as it is kept on the server."""
-        packed = pack_error(error)
-        if self._own is None:
-            kind, data = b"p", pickle.dumps(packed, 5)
-        else:  # who chose another serializer than pickle has nothing unpickled
-            kind, data = b"j", json.dumps([packed[1], packed[2]]).encode()
-        return kind + (data if self._key is None else self._seal(data))
-
-    def unpack(self, blob: bytes) -> BaseException:
-        kind, data = blob[:1], blob[1:]
-        if kind == b"t":  # a script's own words: see `told` there
-            return ProducerFailed(as_text(data))
-        try:
-            if self._key is not None:
-                data = self._open(data)
-            packed: PackedError
-            if kind == b"p" and self._own is None:
-                packed = pickle.loads(data)
-            else:
-                text, trace = json.loads(data)
-                packed = (None, text, trace)
-            return unpack_error(packed)
-        except Exception as error:
-            return ProducerFailed(f"for a reason that can't be read here: {error!r}")
 
 
 class RedisErrors:
