@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import select
 import socket
@@ -11,7 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
+from functools import partial
 from importlib import import_module
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
@@ -50,7 +49,6 @@ from iterable_queue._channels.redis.calls import (
     CLOSE,
     CUT,
     DEAD,
-    ERRORS,
     HEIR,
     JOIN,
     KEEP,
@@ -68,6 +66,7 @@ from iterable_queue._channels.redis.calls import (
     as_text,
 )
 from iterable_queue._channels.redis.link import ANSWER_S, PAUSES_S, Late, Link, is_readable, let_go
+from iterable_queue._channels.redis.runtime import RedisRuntime
 from iterable_queue._channels.redis.sealer import Sealer
 from iterable_queue._channels.redis.settings import Address, Options, Settings
 from iterable_queue._core import Core, stays_here, thread_core
@@ -84,7 +83,7 @@ from iterable_queue._exits import install_exit_hooks, watch
 from iterable_queue._ledger import Ledger
 from iterable_queue._liveness import how_it_ended
 from iterable_queue._pickling import spawning_popen
-from iterable_queue._runtime import Condition, ErrorStore, Lock, ThreadRuntime, TokenQueue, guard
+from iterable_queue._runtime import Condition
 
 if TYPE_CHECKING:
     from iterable_queue._endpoints import Endpoint
@@ -102,14 +101,10 @@ then it asks again."""
 CHUNK: Final = 1000
 CHUNK_BYTES: Final = 1 << 16
 """At most this many items are put by one call, and no more bytes than these, but for one item."""
-SLICES: Final = 8
-"""No sleep is longer than so many slices: what a message costs that was lost with a connection."""
 BRIEFLY_S: Final = 0.5
 """How long a call that does not wait, or a `repr`, tries to reach the server, in seconds."""
 ENOUGH_NS: Final = 25_000_000
 """A claim of a consumer far from the server holds no more than what takes it this time, ns."""
-SHOWN_S: Final = 0.005
-"""Who waits longer than this is shown as waiting to those who ask, in seconds."""
 GATHER_S: Final = 0.001
 """A consumer that is faster than what comes asks no more often than this, in seconds, as long as it
 finds several items each time: what asking costs the server would slow down those who put."""
@@ -119,99 +114,6 @@ FEW_TIMES: Final = 16
 """After so many claims of few items a consumer tries whether it finds more if it asks later;"""
 NOT_AGAIN: Final = 256
 """and if it does not, it tries that again after so many claims."""
-
-
-class RedisErrors:
-    """Failures, and the reason for a cancel, on the server."""
-
-    def __init__(self, sealer: Sealer) -> None:
-        self._sealer = sealer
-        self.link: Link
-
-    def pack(self, error: BaseException) -> bytes:
-        return self._sealer.pack(error)
-
-    def add_failure(self, packed: object) -> tuple[tuple[int, int], ...]:
-        raise NotImplementedError  # the script that fails an endpoint keeps it
-
-    def set_reason(self, packed: object) -> None:
-        raise NotImplementedError  # likewise
-
-    def count(self) -> int:
-        return len(self.link.call(ERRORS)[0])
-
-    def failures(self) -> tuple[BaseException, ...]:
-        return tuple(map(self._sealer.unpack, self.link.call(ERRORS)[0]))
-
-    def reason(self) -> BaseException | None:
-        blob: bytes = self.link.call(ERRORS)[1]
-        return self._sealer.unpack(blob) if blob else None
-
-
-class SparseCells(dict[int, int]):
-    """Cells of slots that are few and far between."""
-
-    def __missing__(self, index: int) -> int:
-        return 0
-
-
-class RedisCondition(Condition):
-    """One whose sleepers are seldom needlessly awake: each look is a round trip."""
-
-    __slots__ = ("show",)
-
-    slices = SLICES
-
-    def __init__(self, head: Any, index: int, show: Callable[[], object]) -> None:
-        super().__init__(head, index, TokenQueue())
-        self.show = show
-        """Called when a sleep is not a short one."""
-
-    def sleep(self, timeout_s: float) -> bool:
-        if self._semaphore.acquire(True, min(timeout_s, SHOWN_S)):
-            return True
-        if timeout_s <= SHOWN_S:
-            return False
-        self.show()
-        return super().sleep(timeout_s - SHOWN_S)
-
-
-class RedisRuntime(ThreadRuntime):
-    """What threads have, but for the errors; and a lock that is not waited for without end."""
-
-    def __init__(self, sealer: Sealer) -> None:
-        super().__init__(cells_.HEAD_SIZE, (cells_.WAIT_ITEM, cells_.WAIT_ROOM, cells_.WAIT_END))
-        made: list[Condition] = [
-            RedisCondition(self.head, index, self._show)
-            for index in (cells_.WAIT_ITEM, cells_.WAIT_ROOM, cells_.WAIT_END)
-        ]
-        self.items, self.room, self.end = made
-        self.redis_errors = RedisErrors(sealer)
-        self.errors: ErrorStore = self.redis_errors
-        self.sparse: Any = SparseCells()
-        self.show: Callable[[], object] = bool
-        self._within = lru_cache(maxsize=256)(self._guard)
-
-    def _show(self) -> None:
-        self.show()
-
-    def _guard(self, hundredths: int) -> Lock:
-        lock: Any = self.lock
-        return guard(lock.acquire, lock.__exit__, True, hundredths / 100)
-
-    def lock_within(self, timeout_s: float) -> Lock:
-        # Another thread may have it while the server is out of reach.
-        return self._within(max(math.ceil(min(timeout_s, 0.25) * 100), 1))
-
-    def cells(self, count: int) -> Any:
-        return self.sparse
-
-    def after_fork_in_child(self) -> None:
-        """A thread of the parent may have had the lock."""
-        lock: Any = self.lock
-        lock._at_fork_reinit()
-        for index in (cells_.WAIT_ITEM, cells_.WAIT_ROOM, cells_.WAIT_END, cells_.HOLDER):
-            self.head[index] = 0
 
 
 class Tags:
