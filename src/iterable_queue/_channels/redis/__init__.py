@@ -20,4 +20,21 @@ and time.
 Liveness is by heartbeats and the server's clock. A client that sends none for *expiry* seconds is
 taken for dead by whichever client beats next: its endpoints end. If it lives on, each of its calls
 raises from then on. Children that this process starts are seen at once, by the end of a pipe.
+
+The modules, each of which makes use of those above it:
+
+    settings    how a process takes part, and where a queue is
+    scripts     the transitions, in Lua
+    calls       the scripts as commands, and their bytes
+    link        the connection: a call is made once, however often that breaks
+    sealer      items and errors as bytes, signed
+    runtime     what the ledger runs on
+    claims      what a consumer holds ahead of handing it out
+    channel     what else endpoints ask about items
+    ledger      the ledger as the endpoints know it
+    listener    the thread for messages, heartbeats, and the ends of children
+    core        this process's part in a queue
+    connect     how it comes to that part
+
+This package shares its name with the client, `redis`, which only `link` imports.
 """

@@ -1,4 +1,10 @@
-"""One process's part in a queue on a server, and what that is made of."""
+"""One process's part in a queue on a server: all of it that is no transition of the ledger.
+
+That is taking part and leaving, calls that wait, endpoints that are dropped, forks, and pickles.
+An endpoint goes to another process as on one machine. But who has it is for the server to know,
+as nobody here could end it once that process dies: so a process that is being started gets its
+client, and the endpoints it is given, before it runs.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +17,6 @@ import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
 from iterable_queue import _cells as cells_
@@ -50,7 +55,7 @@ from iterable_queue._channels.redis.listener import SLEEPERS, Listener
 from iterable_queue._channels.redis.runtime import RedisRuntime
 from iterable_queue._channels.redis.sealer import Sealer
 from iterable_queue._channels.redis.settings import Address, Options, Settings
-from iterable_queue._core import Core, stays_here, thread_core
+from iterable_queue._core import Core, stays_here
 from iterable_queue._errors import ChannelBroken, EndpointElsewhere, WouldDeadlock
 from iterable_queue._exits import install_exit_hooks, watch
 from iterable_queue._liveness import how_it_ended
@@ -64,6 +69,8 @@ VERSION: Final = "iterable_queue 1"
 """What the keys mean; a queue of another one is refused."""
 BRIEFLY_S: Final = 0.5
 """How long a call that does not wait, or a `repr`, tries to reach the server, in seconds."""
+LEAVE_S: Final = 1.0
+"""For how long a process that leaves tries to say so, in seconds."""
 
 
 class RedisCore(Core):
@@ -508,6 +515,8 @@ class RedisCore(Core):
     # -- pickling --------------------------------------------------------------------------------
 
     def reduce(self, target: object, slot: int, number: int) -> tuple[Any, ...]:
+        from iterable_queue._channels.redis.connect import attach  # which makes such cores
+
         self.register()
         kind: int = getattr(target, "kind", QUEUE)
         popen = spawning_popen()
@@ -624,10 +633,6 @@ class RedisCore(Core):
         self.leave("was dropped without close()")
 
 
-LEAVE_S: Final = 1.0
-"""For how long a process that leaves tries to say so, in seconds."""
-
-
 def _tell_of_refused(reference: weakref.ref[RedisCore]) -> None:
     core = reference()
     if core is not None:
@@ -661,73 +666,3 @@ def _launched(reference: weakref.ref[RedisCore], launch: _Launch) -> None:
         launch.close()
     else:
         core.launched(launch)
-
-
-_attached: weakref.WeakValueDictionary[tuple[str, str], RedisCore] = weakref.WeakValueDictionary()
-"""By server and name: one part in a queue for each process, however many endpoints it holds."""
-
-
-def _place(settings: Settings) -> tuple[str, str]:
-    source = settings.source
-    return (source if isinstance(source, str) else f"function {source!r}", settings.name)
-
-
-def connect(settings: Settings, options: Options, site: str) -> tuple[RedisCore, bool]:
-    """Take part in the queue of that name, and whether this has made it."""
-    place = _place(settings)
-    core = _attached.get(place)
-    if core is not None and core.can_go_on():
-        core.check_options(options)
-        return core, False
-    core = RedisCore(settings, options, "", site)
-    try:
-        with core.runtime.lock:
-            core.ledger.transact(core.join, handle=True)
-    except BaseException:
-        core.abandon()
-        raise
-    _attached[place] = core
-    return core, core.made
-
-
-def attach(
-    address: Address, kind: int, number: int, generation: int, heir: int, duplicate: Any
-) -> object:
-    """Unpickle an endpoint or a queue: take part, and take the endpoint. Never raises."""
-    from iterable_queue._endpoints import ConsumerEndpoint, ProducerEndpoint, WorkerEndpoint
-    from iterable_queue._queue import new_handle
-
-    fd = None if duplicate is None else duplicate.detach()
-    lost: Exception | None = None
-    core: Core
-    try:
-        core = _attach(address, heir, fd)
-        if kind != QUEUE:
-            core.transact(core.know, number, kind, generation)
-            for endpoint in _forks.members_of(core.endpoints):
-                if endpoint.slot == number and endpoint.number == number:
-                    return endpoint
-    except Exception as error:
-        lost = ChannelBroken(f"the queue can't be reached from process {os.getpid()}: {error}")
-        core = thread_core(SimpleQueue(), 0)  # a stand-in: calls raise *lost* before using it
-    if kind == QUEUE:
-        return new_handle(core, lost)
-    classes: dict[int, type[Endpoint]] = {
-        PRODUCER: ProducerEndpoint,
-        CONSUMER: ConsumerEndpoint,
-        WORKER: WorkerEndpoint,
-    }
-    return classes[kind](core, number, number, lost)
-
-
-def _attach(address: Address, heir: int, fd: int | None) -> RedisCore:
-    with _forks.still():
-        place = _place(address.settings)
-        core = _attached.get(place)
-        if core is None or not core.can_go_on() or core.address.id != address.id:
-            core = RedisCore(address.settings, Options(), address.id, "")
-            _attached[place] = core
-        if fd is not None:
-            core.adopt(heir, fd)
-    core.register()
-    return core
