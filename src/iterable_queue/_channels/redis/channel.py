@@ -79,10 +79,10 @@ class RedisChannel:
         raise NotImplementedError  # the ledger's take does that
 
     def resume(self, slot: int, hand: Hand) -> bool:
-        raise NotImplementedError
+        raise NotImplementedError  # likewise: it has its own way on from a claim to the next
 
     def unclaim(self, slot: int, hand: Hand, limit: int) -> None:
-        raise NotImplementedError
+        raise NotImplementedError  # likewise: where many are wanted, it claims nothing
 
     def cut(self, slot: int, leave: int = 0) -> int:
         return 0
@@ -100,7 +100,7 @@ class RedisChannel:
         """There are no lanes."""
 
     def admit(self, lane: Any) -> bool:
-        raise NotImplementedError
+        raise NotImplementedError  # no lane asks for room: there are none
 
     def mend(self) -> None:
         """Nothing here can be half done."""
