@@ -18,7 +18,7 @@ QUIET: Final = b"*3\r\n$6\r\nCLIENT\r\n$5\r\nREPLY\r\n$4\r\nSKIP\r\n"
 class Script:
     """A script, and how to call it."""
 
-    __slots__ = ("head", "name", "sha", "text")
+    __slots__ = ("name", "sha", "text")
 
     def __init__(self, name: str, text: str) -> None:
         self.name = name
