@@ -155,7 +155,7 @@ HARMLESS = {
 APART = {
     "testing/": "for tests",
     "_channels/threads.py": "for threads of one process",
-    "_channels/redis": "has nothing in common with others but a server, which runs scripts whole",
+    "_channels/redis/": "has nothing in common with others but a server, which runs scripts whole",
     "_command/": "uses queues as users do, looks at others', and removes these by `_directory`",
     "_look.py": "only reads",
     "_recorder.py": "writes a file of the user's",

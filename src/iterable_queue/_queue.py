@@ -196,7 +196,8 @@ class IterableQueue(Generic[T]):
             TypeError, ValueError: for an argument of the wrong kind, or one that is not as the
                 queue is, by its name.
         """
-        from iterable_queue._channels.redis import Options, Settings, connect
+        from iterable_queue._channels.redis.connect import connect
+        from iterable_queue._channels.redis.settings import Options, Settings
 
         if not isinstance(server, str):
             check_callable(server, "server")

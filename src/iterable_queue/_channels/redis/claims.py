@@ -1,0 +1,174 @@
+"""What a consumer claims of a server's queue at once, and then hands out one by one.
+
+A round trip for each item would take longer than most items do. Still, what was not handed out
+must go to others when this process dies, or when it has more than it needs. So the claim is kept at
+the server, which is told of each hand-out before it is made, without a reply; and a claim that was
+not confirmed for a while is asked for, as others may have it by now.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from iterable_queue._channel import ENTRY_BYTES, Hand
+from iterable_queue._channels.redis.calls import KEEP, QUIET
+
+if TYPE_CHECKING:
+    from iterable_queue._channels.redis.ledger import RedisLedger
+
+SURE_S: Final = 0.05
+"""For so long after it was told that it is alive a consumer hands out what it claimed, in seconds;
+then it asks again."""
+GATHER_S: Final = 0.001
+"""A consumer that is faster than what comes asks no more often than this, in seconds, as long as it
+finds several items each time: what asking costs the server would slow down those who put."""
+FEW: Final = 2
+"""Items of a claim that are not several."""
+FEW_TIMES: Final = 16
+"""After so many claims of few items a consumer tries whether it finds more if it asks later;"""
+NOT_AGAIN: Final = 256
+"""and if it does not, it tries that again after so many claims."""
+
+
+class Tags:
+    """The tags of claimed items, as `Hand.tag` reads them."""
+
+    __slots__ = ("_items",)
+
+    def __init__(self, items: list[bytes]) -> None:
+        self._items = items
+
+    def __getitem__(self, where: slice[int, int, None]) -> bytes:
+        return producer_of(self._items[where.start // ENTRY_BYTES]).to_bytes(8, "little")
+
+
+class Claim:
+    """What one hand has claimed.
+
+    Attributes:
+        call: the number of the call that made it, which names it at the server.
+        granted: items handed out of it, the one being handed out included.
+        permits: items that may still be handed out.
+    """
+
+    __slots__ = ("_ledger", "_sure_until", "call", "granted", "hand", "permits")
+
+    def __init__(self, ledger: RedisLedger, hand: str, call: int, count: int) -> None:
+        self._ledger = ledger
+        self.hand = hand
+        self.call = call
+        self.granted = 0
+        self.permits = count
+        self._sure_until = time.monotonic() + SURE_S
+
+    def take(self, block: bool) -> bool:
+        """Whether one more may be handed out; if so, the server hears of it first."""
+        if self.permits < 1:
+            return False
+        with self._ledger.runtime_lock:
+            if self.permits < 1:
+                return False
+            if self.granted:  # the first one was in hand from the beginning
+                if time.monotonic() < self._sure_until:
+                    self._ledger.link.tell(self.trim())
+                else:
+                    self.ask()
+                    if self.permits < 1:
+                        return False
+            # Together.
+            self.granted += 1
+            self.permits -= 1
+            return True
+
+    def ask(self) -> None:
+        """The same by a call, which raises if this process was taken for dead."""
+        link = self._ledger.link
+        link.call(KEEP, self.hand, self.call, self.permits, what=f"consumer {self.hand}")
+        self._sure_until = time.monotonic() + SURE_S
+
+    def trim(self, kept: int = -1) -> bytes:
+        """The command that leaves so many items of it at the server: the next, and those behind."""
+        key = b"%bc:%b:%d" % (self._ledger.link.prefix(), self.hand.encode(), self.call)
+        kept_text = b"-%d" % (self.permits if kept < 0 else kept)
+        return b"%b*4\r\n$5\r\nLTRIM\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$2\r\n-1\r\n" % (
+            QUIET,
+            len(key),
+            key,
+            len(kept_text),
+            kept_text,
+        )
+
+
+class Own:
+    """What is kept of a hand.
+
+    Attributes:
+        index: of the hand in its endpoint.
+        is_new: it never had a claim.
+        call: the number of the call that made its last claim; 0: there is none.
+        claim: that, while it is handed out one by one.
+        kept: items of that claim that go back to the others with the next call.
+        bytes_each: of the items of that claim, on average.
+        trip_ns: how long the call took.
+        gathers: it asks for more only after a while (see GATHER_S).
+    """
+
+    __slots__ = (
+        "_few",
+        "_has_gathered",
+        "bytes_each",
+        "call",
+        "claim",
+        "gathers",
+        "index",
+        "is_new",
+        "kept",
+        "trip_ns",
+    )
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.is_new = True
+        self.call = 0
+        self.claim: Claim | None = None
+        self.kept = 0
+        self.bytes_each = 0
+        self.trip_ns = 0
+        self.gathers = False
+        self._has_gathered = False
+        self._few = 0
+
+    def gather(self, hand: Hand, now_ns: int) -> None:
+        """Give those who put some time, if it is worth it. Called without the lock."""
+        if self.gathers:
+            time.sleep(max(GATHER_S - (now_ns - hand.since) / 1e9, 0.0))
+            self._has_gathered = True
+
+    def learn(self, count: int, limit: int) -> None:
+        """A claim had so many items, of *limit* at most."""
+        if self.gathers:
+            if self._has_gathered and count <= FEW:
+                self.gathers = False
+                self._few = -NOT_AGAIN
+        elif count <= FEW and limit > FEW:
+            self._few += 1
+            self.gathers = self._few >= FEW_TIMES
+        else:
+            self._few = min(self._few, 0)
+        self._has_gathered = False
+
+    def put_away(self, hand: Hand) -> None:
+        """Hand out nothing more of the claim: what is left goes back with the next call."""
+        claim = self.claim
+        if claim is not None:
+            # One that was granted and, since an interrupt came, not returned goes back as well.
+            # Together.
+            self.kept = claim.permits + (1 if hand.claim and claim.granted > hand.next else 0)
+            claim.permits = 0
+            self.claim = None
+
+
+def producer_of(item: bytes) -> int:
+    """Of the producer that put it."""
+    return int(item.partition(b" ")[0])

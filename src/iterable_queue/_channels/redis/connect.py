@@ -1,0 +1,91 @@
+"""How a process comes to its part in a queue: `connect`, by a name, and `attach`, by a pickle.
+
+It has one part in each queue, however many of its endpoints it holds: one connection for calls, one
+thread that listens, and one client whose death the server notes.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from iterable_queue import _forks
+from iterable_queue._cells import CONSUMER, PRODUCER, QUEUE, WORKER
+from iterable_queue._channels.redis.core import RedisCore
+from iterable_queue._channels.redis.settings import Address, Options, Settings
+from iterable_queue._core import Core, thread_core
+from iterable_queue._errors import ChannelBroken
+
+if TYPE_CHECKING:
+    from iterable_queue._endpoints import Endpoint
+
+_attached: weakref.WeakValueDictionary[tuple[str, str], RedisCore] = weakref.WeakValueDictionary()
+"""By server and name: one part in a queue for each process, however many endpoints it holds."""
+
+
+def _place(settings: Settings) -> tuple[str, str]:
+    source = settings.source
+    return (source if isinstance(source, str) else f"function {source!r}", settings.name)
+
+
+def connect(settings: Settings, options: Options, site: str) -> tuple[RedisCore, bool]:
+    """Take part in the queue of that name, and whether this has made it."""
+    place = _place(settings)
+    core = _attached.get(place)
+    if core is not None and core.can_go_on():
+        core.check_options(options)
+        return core, False
+    core = RedisCore(settings, options, "", site)
+    try:
+        with core.runtime.lock:
+            core.ledger.transact(core.join, handle=True)
+    except BaseException:
+        core.abandon()
+        raise
+    _attached[place] = core
+    return core, core.made
+
+
+def attach(
+    address: Address, kind: int, number: int, generation: int, heir: int, duplicate: Any
+) -> object:
+    """Unpickle an endpoint or a queue: take part, and take the endpoint. Never raises."""
+    from iterable_queue._endpoints import ConsumerEndpoint, ProducerEndpoint, WorkerEndpoint
+    from iterable_queue._queue import new_handle
+
+    fd = None if duplicate is None else duplicate.detach()
+    lost: Exception | None = None
+    core: Core
+    try:
+        core = _attach(address, heir, fd)
+        if kind != QUEUE:
+            core.transact(core.know, number, kind, generation)
+            for endpoint in _forks.members_of(core.endpoints):
+                if endpoint.slot == number and endpoint.number == number:
+                    return endpoint
+    except Exception as error:
+        lost = ChannelBroken(f"the queue can't be reached from process {os.getpid()}: {error}")
+        core = thread_core(SimpleQueue(), 0)  # a stand-in: calls raise *lost* before using it
+    if kind == QUEUE:
+        return new_handle(core, lost)
+    classes: dict[int, type[Endpoint]] = {
+        PRODUCER: ProducerEndpoint,
+        CONSUMER: ConsumerEndpoint,
+        WORKER: WorkerEndpoint,
+    }
+    return classes[kind](core, number, number, lost)
+
+
+def _attach(address: Address, heir: int, fd: int | None) -> RedisCore:
+    with _forks.still():
+        place = _place(address.settings)
+        core = _attached.get(place)
+        if core is None or not core.can_go_on() or core.address.id != address.id:
+            core = RedisCore(address.settings, Options(), address.id, "")
+            _attached[place] = core
+        if fd is not None:
+            core.adopt(heir, fd)
+    core.register()
+    return core

@@ -1,0 +1,668 @@
+"""One process's part in a queue on a server: all of it that is no transition of the ledger.
+
+That is taking part and leaving, calls that wait, endpoints that are dropped, forks, and pickles.
+An endpoint goes to another process as on one machine. But who has it is for the server to know,
+as nobody here could end it once that process dies: so a process that is being started gets its
+client, and the endpoints it is given, before it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from iterable_queue import _cells as cells_
+from iterable_queue import _forks, _news
+from iterable_queue._cells import (
+    CANCELLED,
+    CONSUMER,
+    FORKED,
+    KIND_NAMES,
+    MAXSIZE,
+    PRODUCER,
+    QUEUE,
+    SENT,
+    STATE,
+    WORKER,
+    SlotView,
+)
+from iterable_queue._channel import Hand
+from iterable_queue._channels.redis.calls import (
+    ADOPT,
+    ADRIFT,
+    ASSIGN,
+    BYE,
+    DEAD,
+    HEIR,
+    JOIN,
+    QUIET,
+    SEND,
+    SHUT,
+    as_text,
+)
+from iterable_queue._channels.redis.channel import RedisChannel
+from iterable_queue._channels.redis.ledger import CHUNK, RedisLedger
+from iterable_queue._channels.redis.link import Late, Link
+from iterable_queue._channels.redis.listener import SLEEPERS, Listener
+from iterable_queue._channels.redis.runtime import RedisRuntime
+from iterable_queue._channels.redis.sealer import Sealer
+from iterable_queue._channels.redis.settings import Address, Options, Settings
+from iterable_queue._core import Core, stays_here
+from iterable_queue._errors import ChannelBroken, EndpointElsewhere, WouldDeadlock
+from iterable_queue._exits import install_exit_hooks, watch
+from iterable_queue._liveness import how_it_ended
+from iterable_queue._pickling import spawning_popen
+from iterable_queue._runtime import Condition
+
+if TYPE_CHECKING:
+    from iterable_queue._endpoints import Endpoint
+
+VERSION: Final = "iterable_queue 1"
+"""What the keys mean; a queue of another one is refused."""
+BRIEFLY_S: Final = 0.5
+"""How long a call that does not wait, or a `repr`, tries to reach the server, in seconds."""
+LEAVE_S: Final = 1.0
+"""For how long a process that leaves tries to say so, in seconds."""
+
+
+class RedisCore(Core):
+    """One process's part in a queue on a server.
+
+    Attributes:
+        settings: how it takes part.
+        address: where the queue is.
+        made: this process has made it, just now.
+    """
+
+    gather = CHUNK
+    queue_slot = 0
+    ledger: RedisLedger  # type: ignore[mutable-override]  # it is set once, here
+
+    def __init__(self, settings: Settings, options: Options, id_: str, site: str) -> None:
+        sealer = Sealer(settings)
+        runtime = RedisRuntime(sealer)
+        channel = RedisChannel()
+        self.link = Link(settings)
+        ledger = RedisLedger(runtime, channel, self.link)
+        runtime.redis_errors.link = self.link
+        super().__init__(runtime, ledger)
+        self.ledger = ledger
+        self._redis_runtime = runtime
+        runtime.show = ledger.report_blocked
+        self.locks = ()
+        self.settings = settings
+        self.dumps, self.loads = sealer.dumps, sealer.loads
+        sealer.refused = partial(_tell_of_refused, weakref.ref(self))
+        self._options = options
+        self._site = site
+        self._is_here = False
+        self._left = False
+        self._listener: Listener | None = None
+        self._heir: tuple[int, int, int] | None = None
+        """During a fork: the child's client, and both ends of the pipe that shows its life."""
+        self._life = -1
+        """The end of such a pipe that shows the life of this process."""
+        self._launching: dict[int, _Launch] = {}
+        self._maker = 0, ""
+        self.made = False
+        self.address = Address(settings, id_)
+        self.link.restore = ledger.claims_left
+        # Which a process has that starts others, but not before it does: its hooks come first.
+        import_module("multiprocessing.util")
+        install_exit_hooks("multiprocessing")
+        _forks.track(self)  # now that it is whole
+
+    # -- taking part -----------------------------------------------------------------------------
+
+    def check_here(self) -> None:
+        if self._left:
+            raise ChannelBroken(
+                f"process {os.getpid()} is ending and has left the queue; close endpoints before"
+            )
+        if self.link.loss:
+            raise ChannelBroken(self.link.loss)
+        if not self._is_here:
+            self.register()
+
+    def register(self) -> None:
+        watch()
+        if not self._is_here:
+            with self.runtime.lock:
+                self.ledger.transact(self.join, handle=False)
+
+    def join(self, *, handle: bool) -> None:
+        """Take part. *handle*: by the queue's name, as others may as well."""
+        if self._is_here:
+            return  # another thread was faster
+        link = self.link
+        if self.ledger.me:
+            link.client = self.ledger.me
+            answer = link.call(ADOPT, os.getpid(), what="a child's first call")
+        else:
+            id_ = self.address.id
+            answer = link.call(
+                JOIN,
+                VERSION,
+                os.getpid(),
+                socket.gethostname(),
+                os.urandom(8).hex(),
+                *self._options,
+                self.settings.format,
+                self._site,
+                int(self.settings.expiry_s * 1000),
+                int(handle),
+                id_,
+                os.urandom(8).hex(),
+                what="connect",
+            )
+            link.client = answer[0]
+        head = self.ledger.head
+        maxsize, state, deliveries, pid, host, found_id, how = answer[2]
+        if as_text(how) != self.settings.format:
+            raise ValueError(
+                f"serializer, sign: the queue {self.settings.name!r} on the server at "
+                f"{link.address} has items that are {as_text(how)}, not {self.settings.format}"
+            )
+        head[MAXSIZE], head[STATE], head[cells_.REDELIVER] = map(int, (maxsize, state, deliveries))
+        self._maker = int(pid), as_text(host)
+        self.made = bool(answer[1])
+        self.address = Address(self.settings, as_text(found_id))
+        self.ledger.me = link.client
+        self._is_here = True
+        if self._listener is None:
+            self._listener = Listener(self)
+
+    def was_taken_for_dead(self, loss: str) -> None:
+        """The server knows this client no more."""
+        self.link.loss = loss
+        _news.note(_news.ERROR, "%s", loss)
+        with self.runtime.lock:
+            self.ledger.revoke()
+            self.ledger.wake_everybody()
+        _news.tell()
+
+    def refused(self) -> None:
+        """An item's signature was refused."""
+        with self.runtime.lock:
+            key = self.link.prefix() + b"q"
+            data = b"*4\r\n$7\r\nHINCRBY\r\n$%d\r\n%b\r\n$2\r\nxs\r\n$1\r\n1\r\n"
+            self.link.tell(QUIET + data % (len(key), key))
+        _news.note(_news.WARNING, "an item whose signature is wrong or missing was refused")
+
+    def remarks(self) -> list[str]:
+        count = self.ledger.unsigned
+        if not count:
+            return []
+        return [f"{count} item(s) were refused, whose signature was wrong or missing"]
+
+    @property
+    def maker_pid(self) -> int:
+        return self._maker[0]
+
+    def pid_of(self, process: int) -> int:
+        if process < 0:
+            return -process
+        return self.ledger.owners.get(process, (0, ""))[0]
+
+    def name_of(self, process: int) -> str:
+        pid, host = self.ledger.owners.get(process, (0, ""))
+        return f"pid {pid} on {host}" if pid else ""
+
+    def is_alive(self, process: int) -> bool:
+        silent = self.ledger.silent_ms.get(process)
+        return silent is not None and silent <= self.settings.expiry_s * 1000
+
+    def look(self) -> None:
+        _news.tell()
+
+    def can_go_on(self) -> bool:
+        """Whether calls can be made."""
+        return not self._left and not self.link.loss and not sys.is_finalizing()
+
+    def check_options(self, options: Options) -> None:
+        """Raises ValueError where the queue is not like these."""
+        head = self.ledger.head
+        for name, asked, had in (
+            ("maxsize", options.maxsize, head[MAXSIZE]),
+            ("redeliver", options.deliveries, head[cells_.REDELIVER]),
+        ):
+            if asked and int(asked) != had:
+                raise ValueError(
+                    f"{name}: this process takes part in the queue {self.settings.name!r} already, "
+                    f"with {had}; leave the argument out, or give the same"
+                )
+
+    def abandon(self) -> None:
+        """It was not possible to take part."""
+        self._left = True
+        self.link.drop()
+
+    def know(self, number: int, kind: int, generation: int) -> None:
+        """An endpoint came here by a pickle: it is taken, if it is still to be had."""
+        ledger = self.ledger
+        ledger.take_over(number, number, generation)
+        if ledger.is_open(number, number):
+            ledger.know(number, kind, ledger.view(number).flags)
+
+    # -- what the listener hears -----------------------------------------------------------------
+
+    def was_told(self, message: list[str]) -> str:
+        """Do what *message* says. Lock held. Returns what it woke somebody for, if it did."""
+        what, *rest = message
+        runtime, ledger = self.runtime, self.ledger
+        if what in SLEEPERS:
+            waiting = ledger.head[SLEEPERS[what]]
+            (runtime.items if what == "i" else runtime.room).notify()
+            # One who waited alone needs nothing more.
+            return "" if waiting == 1 else what
+        if what == "c":
+            try:
+                ledger.recall(*map(int, rest))
+            except (ChannelBroken, OSError, WouldDeadlock):
+                pass  # who waits asks again
+            return ""
+        changed = ledger.head[STATE] != int(rest[0])
+        ledger.head[STATE] = int(rest[0])
+        if ledger.head[STATE] & CANCELLED:
+            ledger.revoke()
+        if changed or what == "a":
+            ledger.wake_everybody()
+        return ""
+
+    def child_is(self, client: int, pid: int) -> None:
+        """A child that this process has forked has begun."""
+        try:
+            self.transact(self.link.call, ASSIGN, client, pid)
+        except (ChannelBroken, OSError):
+            pass
+
+    def child_ended(self, client: int, pid: int) -> None:
+        """A child has ended; if it had not left, its endpoints end."""
+        try:
+            self.transact(self.link.call, DEAD, client, self._how_ended(pid))
+        except (ChannelBroken, OSError):
+            pass  # the others find out when it is not heard any more
+
+    def _how_ended(self, pid: int) -> str:
+        return (
+            f"{how_it_ended(pid)} without close()"
+            if pid
+            else "was given to a process that ended before it began to run, for a reason that its "
+            "stderr shows. Under spawn and forkserver, start processes below "
+            "`if __name__ == '__main__':` only"
+        )
+
+    # -- calls that wait -------------------------------------------------------------------------
+
+    def wait(
+        self,
+        attempt: Callable[[], bool],
+        condition: Condition,
+        deadline: float | None,
+        endpoint: Endpoint | None = None,
+    ) -> bool:
+        if condition is self.runtime.items and endpoint is not None:
+            hand: Hand | None = endpoint._hands.get(threading.get_ident())  # pyright: ignore[reportPrivateUsage]
+            if hand is not None and hand.own is not None and deadline is None:
+                hand.own.gather(hand, self.ledger.now())
+        return super().wait(partial(self._tried, attempt, deadline), condition, deadline, endpoint)
+
+    def awaiting(
+        self,
+        attempt: Callable[[], bool],
+        condition: Condition,
+        deadline: float | None,
+        endpoint: Endpoint | None = None,
+    ) -> Any:
+        self.ledger.tells_at_once = True
+        return super().awaiting(
+            partial(self._tried, attempt, deadline), condition, deadline, endpoint
+        )
+
+    def _tried(self, attempt: Callable[[], bool], deadline: float | None) -> bool:
+        """*attempt*, as one of a call that waits until *deadline*. Lock held."""
+        ledger, link = self.ledger, self.link
+        before = ledger.waits, link.deadline
+        ledger.waits = deadline != 0.0
+        if deadline is not None:
+            link.deadline = max(deadline, time.monotonic() + BRIEFLY_S)
+        try:
+            return attempt()
+        except Late:
+            return False
+        finally:
+            ledger.waits, link.deadline = before
+
+    def transact_until(self, deadline: float | None, call: Callable[[], object]) -> bool:
+        done: list[bool] = []
+
+        def attempt() -> bool:
+            call()
+            done.append(True)
+            return True
+
+        while not done:
+            if not super().transact_until(deadline, partial(self._tried, attempt, deadline)):
+                return False
+            if deadline is not None and time.monotonic() >= deadline:
+                break
+        return bool(done)
+
+    # -- dropped endpoints -----------------------------------------------------------------------
+
+    def drop(self, slot: int, number: int) -> None:
+        before, self.link.deadline = self.link.deadline, time.monotonic() + 2 * BRIEFLY_S
+        try:
+            super().drop(slot, number)
+            if self._dropped:  # another thread has the lock, that which listens, say
+                with self.runtime.lock_within(BRIEFLY_S):
+                    self._bury_dropped()
+        except Exception:
+            pass  # out of reach, or busy: the next call goes on with it
+        finally:
+            self.link.deadline = before
+
+    def _bury_dropped(self) -> None:
+        while self._dropped and not self.ledger.head[cells_.HOLDER]:
+            slot, number = self._dropped[0]
+            if self._left or self.link.loss:
+                self._dropped.clear()
+                return
+            self.ledger.transact(self._bury, slot, number)
+            self._dropped.popleft()
+
+    def _bury(self, slot: int, number: int) -> None:
+        if number == 0:
+            self.link.call(SHUT, "dropped")
+        else:
+            super()._bury(slot, number)
+
+    def set_adrift(self, view: SlotView) -> None:
+        self.link.call(ADRIFT, view.number)
+
+    def close_queue(self) -> None:
+        self.ledger.head[STATE] = self.link.call(SHUT, "", what="close")[1]
+
+    # -- for people ------------------------------------------------------------------------------
+
+    def whose(self, slot: int, number: int) -> tuple[str | None, int]:
+        with self.runtime.lock_within(BRIEFLY_S):
+            before, self.link.deadline = self.link.deadline, time.monotonic() + BRIEFLY_S
+            try:
+                self.check_here()
+                if not self.ledger.is_open(slot, number):
+                    return None, 0
+                view = self.ledger.view(slot)
+            finally:
+                self.link.deadline = before
+        pid = self.pid_of(view.owner or view.maker)
+        how = "of" if view.owner else "made by"
+        return (f" {how} process {pid}" if pid else ""), view.blocked
+
+    def describe(self) -> str:
+        with self.runtime.lock_within(BRIEFLY_S):
+            before, self.link.deadline = self.link.deadline, time.monotonic() + BRIEFLY_S
+            try:
+                self.ledger.look()
+            finally:
+                self.link.deadline = before
+            return self._described()
+
+    def _described(self) -> str:
+        head = self.ledger.head
+        most = f" of {head[MAXSIZE]}" if head[MAXSIZE] else ""
+        parts = [
+            f"{self.settings.name!r} at {self.link.address}",
+            self.ledger.state_name(fold=False),
+            f"{self.ledger.queued}{most} queued",
+        ]
+        for cell, what in (
+            (cells_.PRODUCERS, "producer"),
+            (cells_.CONSUMERS, "consumer"),
+            (cells_.WORKERS, "worker"),
+        ):
+            if head[cell] or cell != cells_.WORKERS:
+                parts.append(f"{head[cell]} {what}{'' if head[cell] == 1 else 's'}")
+        return ", ".join(parts)
+
+    # -- forks -----------------------------------------------------------------------------------
+
+    def before_fork(self, arguments: tuple[object, ...]) -> None:
+        if not self._is_here or self._left or self.link.loss:
+            return
+        untaken = list(self._untaken())
+        direct = {id(argument) for argument in arguments}
+        patience = time.monotonic() + _forks.PATIENCE_S
+        self.transact_until(patience, partial(self._before_fork, untaken, direct))
+
+    def _untaken(self) -> Iterator[Endpoint]:
+        """The endpoints here that this process may still hand on, as far as is known here."""
+        for endpoint in _forks.members_of(self.endpoints):
+            if not endpoint._ready and not endpoint._closed and endpoint._lost is None:  # pyright: ignore[reportPrivateUsage]
+                yield endpoint
+
+    def _before_fork(self, untaken: list[Endpoint], direct: set[int]) -> None:
+        if self.ledger.head[cells_.HANDLE] == 0:
+            self.ledger.head[cells_.HANDLE] = 1
+            self.link.call(SEND, 0, 0)  # the child may hold the queue itself
+        given = [endpoint.number for endpoint in untaken if id(endpoint) in direct]
+        for endpoint in untaken:
+            if endpoint.number not in given:
+                self.link.call(SEND, endpoint.number, FORKED)
+        if given:
+            self._heir = self._make_heir()
+            self.link.call(ASSIGN, self._heir[0], 0, *given)
+
+    def _make_heir(self) -> tuple[int, int, int]:
+        client: int = self.link.call(HEIR, socket.gethostname())[0]
+        return (client, *os.pipe())
+
+    def after_fork_in_parent(self) -> None:
+        if self._heir is not None:
+            client, here, there = self._heir
+            self._heir = None
+            os.close(there)  # the child has it now, and it alone
+            self._guard(here, client, 0)
+
+    def _guard(self, end: int, client: int, pid: int) -> None:
+        if self._listener is not None and self._listener.thread.is_alive():
+            self._listener.guard(end, client, pid)
+        else:
+            os.close(end)
+
+    def after_fork_in_child(self) -> None:
+        if self._life >= 0:
+            os.close(self._life)  # else the parent would seem to live as long as this child
+            self._life = -1
+        for launch in self._launching.values():
+            launch.close()
+        self._launching = {}
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.forget()
+        loss, address = self.link.loss, self.address
+        self.link.drop()
+        self._redis_runtime.after_fork_in_child()
+        self._dropped.clear()
+        self.leave_loops()
+        ledger = self.ledger
+        for endpoint in _forks.members_of(self.endpoints):
+            endpoint.forget()
+        ledger.forget_all()
+        ledger.me = 0
+        self._is_here = False
+        self.link = ledger.link = self._redis_runtime.redis_errors.link = Link(address.settings)
+        self.link.loss = loss
+        self.link.restore = ledger.claims_left
+        self._options = Options()
+        if self._heir is not None:
+            client, here, self._life = self._heir
+            self._heir = None
+            os.close(here)
+            ledger.me = client
+            os.write(self._life, b"%d" % os.getpid())
+            # From now on this process answers for itself, also before its first call.
+            self._listener = Listener(self)
+
+    # -- pickling --------------------------------------------------------------------------------
+
+    def reduce(self, target: object, slot: int, number: int) -> tuple[Any, ...]:
+        from iterable_queue._channels.redis.connect import attach  # which makes such cores
+
+        self.register()
+        kind: int = getattr(target, "kind", QUEUE)
+        popen = spawning_popen()
+        if popen is None:
+            generation = self.transact(self._send, number, kind, SENT)
+            return attach, (self.address, kind, number, generation, 0, None)
+        launch = self._launching.get(id(popen))
+        if launch is None:
+            self.transact(_forks.undisturbed, self._begin_launch, popen)
+            launch = self._launching[id(popen)]
+        generation = self.transact(self._send, number, kind, 0)
+        if kind != QUEUE:
+            launch.numbers.append(number)
+        return attach, (self.address, kind, number, generation, launch.client, launch.duplicate)
+
+    def _send(self, number: int, kind: int, flag: int) -> int:
+        """Note that a copy goes off. Returns the generation that makes it valid."""
+        answer = self.link.call(SEND, number, flag, what=f"pickling endpoint {number}")
+        name = f"{KIND_NAMES[kind]} {number}"
+        if answer[0] == 0:
+            raise EndpointElsewhere(
+                f"{name} has been closed by the process that took it and can't be handed on; get "
+                "another one from the queue"
+            )
+        if answer[0] == -1:
+            view = self.ledger.is_open(number, number) and self.ledger.view(number)
+            pid = self.pid_of(view.owner or view.maker) if view else 0
+            raise EndpointElsewhere(
+                f"{name} belongs to "
+                f"{f'process {pid}' if pid else 'a process that was started with it'}, which alone "
+                "can hand it on. Give every process one of its own, by "
+                f"get_{KIND_NAMES[kind]}() or clone()"
+            )
+        if answer[0] == -2:
+            raise stays_here(name)  # another thread used it, just now
+        return int(answer[1])
+
+    def _begin_launch(self, popen: Any) -> None:
+        self._launching[id(popen)] = _Launch(self, popen, *self._make_heir())
+
+    def launched(self, launch: _Launch) -> None:
+        """Starting a process has come to its end, well or not."""
+        self._launching.pop(id(launch.popen), None)
+        pid: int | None = getattr(launch.popen, "pid", None)
+        try:
+            if pid is None:
+                self.transact(self.link.call, DEAD, launch.client, "")
+            else:
+                self.transact(self.link.call, ASSIGN, launch.client, pid, *launch.numbers)
+        except (ChannelBroken, OSError):
+            pass  # the next call says so
+        if pid is not None and launch.here >= 0:
+            here, launch.here = launch.here, -1
+            self._guard(here, launch.client, pid)
+        launch.close()
+
+    def adopt(self, client: int, fd: int) -> None:
+        """This process was started with a client made for it, and inherited a pipe's end."""
+        if self._is_here or self.ledger.me:
+            if self.ledger.me != client:
+                os.close(fd)  # it took part already, by another road
+            return
+        os.set_inheritable(fd, False)
+        self._life = fd
+        self.ledger.me = client
+
+    # -- leaving ---------------------------------------------------------------------------------
+
+    def leave(self, how: str, cause: BaseException | None = None) -> None:
+        """This process takes part no more: it ends, or nothing in it refers to the queue."""
+        _forks.undisturbed(self._leave_now, how, cause)
+
+    def _leave_now(self, how: str, cause: BaseException | None) -> None:
+        if self._left:
+            return
+        self._left = True
+        self.ledger.keep_hands()  # which say what was handed out
+        for endpoint in _forks.members_of(self.endpoints):
+            endpoint.forget()
+        try:
+            if self._is_here and not self.link.loss:
+                with self.runtime.lock_within(LEAVE_S):
+                    self.link.deadline = time.monotonic() + LEAVE_S
+                    self.ledger.transact(self._leave, how, cause)
+        except Exception:
+            pass  # the others find out when it is not heard any more
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.stop()
+        self.link.drop()
+        life, self._life = self._life, -1
+        if life >= 0:
+            os.close(life)
+
+    def _leave(self, how: str, cause: BaseException | None) -> None:
+        ledger, me = self.ledger, self.ledger.me
+        ledger.look()
+        alone = ledger.head[cells_.HANDLE] == me and cause is None
+        for view in list(ledger.views(PRODUCER, CONSUMER, WORKER, QUEUE)):
+            if not self.is_mine(view):
+                continue
+            if view.owner or (view.kind == QUEUE and not alone):
+                self.end(view, how, cause)
+            elif not view.flags & (SENT | FORKED):
+                ledger.close(view.slot, view.number)
+        if self._listener is not None:
+            for client, pid in self._listener.ended():
+                self.link.call(DEAD, client, self._how_ended(pid))
+        self.link.call(BYE, how)
+
+    def __del__(self) -> None:
+        if getattr(self, "_left", True):
+            return
+        self.leave("was dropped without close()")
+
+
+def _tell_of_refused(reference: weakref.ref[RedisCore]) -> None:
+    core = reference()
+    if core is not None:
+        core.refused()
+
+
+class _Launch:
+    """A process that is being started by spawn or forkserver, and the endpoints it was given."""
+
+    def __init__(self, core: RedisCore, popen: Any, client: int, here: int, there: int) -> None:
+        self.popen = popen
+        self.client = client
+        self.here = here
+        self.numbers: list[int] = []
+        self._there = there
+        # As in `_shared._Launch`: the copy here of what the child gets must go once it was started.
+        self.duplicate = popen.DupFd(popen.duplicate_for_child(there))
+        watched = _forks.end_of_launch(popen)
+        weakref.finalize(watched, _launched, weakref.ref(core), self).atexit = False
+
+    def close(self) -> None:
+        for fd in (self._there, self.here):
+            if fd >= 0:
+                os.close(fd)
+        self._there = self.here = -1
+
+
+def _launched(reference: weakref.ref[RedisCore], launch: _Launch) -> None:
+    core = reference()
+    if core is None:
+        launch.close()
+    else:
+        core.launched(launch)

@@ -1,0 +1,354 @@
+"""The connection to the server: a call is made once, however often that breaks.
+
+It is sent again with the number that it had, and the server replies as it did (see `scripts`). A
+client knows nothing of that, so one that is made here makes no attempts of its own.
+
+A link makes one call at a time. Those of endpoints are made with the runtime's lock held; the
+thread that listens has a link of its own.
+
+Only here the package `redis` is imported, when a queue is connected: it is an extra, and not light.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import time
+import traceback
+import weakref
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from typing import Any, Final
+
+from iterable_queue._channels.redis.calls import QUIET, Script, as_bytes
+from iterable_queue._channels.redis.settings import Settings
+from iterable_queue._errors import ChannelBroken, WouldDeadlock
+
+PAUSES_S: Final = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)
+"""Between two attempts to reach the server."""
+CONNECT_S: Final = 3.0
+"""How long a connection may take to be made, in seconds."""
+ANSWER_S: Final = 5.0
+"""How long one answer is waited for until the connection counts as broken, in seconds."""
+
+
+class Late(Exception):
+    """The deadline of a call has passed while the server was out of reach."""
+
+
+class Link:
+    """One connection to the server: a call at a time, made again where the connection breaks.
+
+    Attributes:
+        client: what the server calls this process; 0: not yet.
+        loss: why no call can be made any more, if so.
+        deadline: of the call that is being made, on the monotonic clock; None: `retry_s` from now.
+        is_unsure: the last call that was given up may have been made, or may yet be.
+        calls: how many were made; round trips, for the curious.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._key = f"iq:{{{settings.name}}}:q".encode()
+        self._ttl = b"%d" % int(settings.keep_s * 1000)
+        pool: Any = _client_of(settings.source).connection_pool
+        self._pool = pool
+        self._connection: Any = pool.make_connection()
+        # Where this is garbage with all that refers to it, its socket is closed before that is
+        # collected as well, and warns.
+        weakref.finalize(self, self._connection.disconnect).atexit = False
+        self.client = 0
+        self.loss = ""
+        self.deadline: float | None = None
+        self.is_unsure = False
+        self.busy = False
+        self.calls = 0
+        self.restore: Callable[[], Iterable[bytes]] = tuple
+        """Commands to be made, unanswered, on a new connection before anything else."""
+        self._number = 0
+        self._is_new = True
+        errors: Any = import_module("redis.exceptions")
+        self._no_script: Any = errors.NoScriptError
+        self._refusals: Any = errors.ResponseError
+        self._out_of_memory: Any = errors.OutOfMemoryError
+        self._breaks: Any = (
+            errors.ConnectionError,
+            errors.TimeoutError,
+            errors.ReadOnlyError,
+            errors.TryAgainError,
+            errors.ClusterDownError,
+            errors.MasterDownError,
+            OSError,
+        )
+
+    @property
+    def address(self) -> str:
+        """The server's, without what would be secret."""
+        known: dict[str, Any] = self._pool.connection_kwargs
+        path = known.get("path")
+        if path:
+            return f"unix://{path}"
+        service = getattr(self._pool, "service_name", None)
+        if service:
+            return f"service {service}"
+        host = getattr(self._connection, "host", None) or known.get("host", "localhost")
+        port = getattr(self._connection, "port", None) or known.get("port", 6379)
+        return f"{host}:{port}/{known.get('db') or 0}"
+
+    @property
+    def number(self) -> int:
+        """Of the last call."""
+        return self._number
+
+    def prefix(self) -> bytes:
+        """How all keys of the queue begin."""
+        return self._key[:-1]
+
+    def fileno(self) -> int:
+        """Of the connection, to be polled; -1: there is none."""
+        sock: socket.socket | None = getattr(self._connection, "_sock", None)
+        return -1 if sock is None else sock.fileno()
+
+    def arguments(self, args: Iterable[object], number: int) -> list[bytes]:
+        """What ARGV is."""
+        return [b"%d" % self.client, b"%d" % number, self._ttl, *map(as_bytes, args)]
+
+    def call(self, script: Script, *args: object, what: str = "", patience_s: float = -1.0) -> Any:
+        """Run *script* with these arguments, once, however often the connection breaks.
+
+        Args:
+            script: what is run.
+            args: what follows in ARGV behind the client, the call's number and `keep_s`.
+            what: who calls, for errors' texts.
+            patience_s: how long to try, in seconds; below 0: `retry_s`, or until `deadline`.
+
+        Raises:
+            ChannelBroken: the server can't be reached, or takes this process for dead.
+            OSError: the server has no memory left (ENOSPC); nothing was changed.
+            Late: `deadline` has passed.
+            WouldDeadlock: called by what interrupted a call of this thread.
+        """
+        if self.loss:
+            raise ChannelBroken(self.loss)  # a new one each time: an old one has its traceback
+        self._check_busy()
+        self._number += 1
+        arguments = self.arguments(args, self._number)
+        data = script.packed(self._key, arguments)
+        pauses = iter(PAUSES_S)
+        until = -1.0
+        self.is_unsure = False
+        self.calls += 1
+        while True:
+            self.busy = True
+            try:
+                if self._is_new:
+                    self._begin()
+                connection = self._connection
+                connection.send_packed_command((data,), False)
+                self.is_unsure = True
+                if self.deadline is not None:
+                    self._await_answer()
+                answer = connection.read_response(True)
+                self.is_unsure = False
+                return answer
+            except self._no_script:
+                data = script.packed(self._key, arguments, whole=True)
+                continue
+            except self._out_of_memory as error:
+                raise OSError(
+                    errno.ENOSPC,
+                    f"the server at {self.address} has reached its memory limit (maxmemory): "
+                    f"nothing was changed by {what or script.name}",
+                ) from error
+            except self._breaks as error:
+                self.drop()
+                let_go(error)
+                broken: Exception | None = error
+            except self._refusals as error:
+                raise self._refused(error) from error
+            except BaseException:
+                self.drop()
+                raise
+            finally:
+                self.busy = False
+            if until < 0:
+                until = time.monotonic() + (
+                    self._settings.retry_s if patience_s < 0 else patience_s
+                )
+            try:
+                self._pause(next(pauses, PAUSES_S[-1]), until, broken, what or script.name)
+            finally:
+                broken = None  # or error, traceback and this frame would keep the queue alive
+
+    def _check_busy(self) -> None:
+        if self.busy:
+            raise WouldDeadlock(
+                "called from a signal handler or __del__ that interrupted another call of this "
+                "thread on the same queue; nothing was changed. Set a flag there and act on it "
+                "outside"
+            )
+
+    def _begin(self) -> None:
+        """A new connection: what the old one may have swallowed goes first."""
+        # Told to connect, which asks a Sentinel first; one that is just used does not ask.
+        self._connection.connect()
+        commands = b"".join(self.restore())
+        if commands:
+            self._connection.send_packed_command((commands,), False)
+        self._is_new = False
+
+    def _await_answer(self) -> None:
+        assert self.deadline is not None
+        left = self.deadline - time.monotonic()
+        if left < ANSWER_S and not is_readable(self.fileno(), max(left, 0.0)):
+            raise TimeoutError("no answer in time")
+
+    def _pause(self, pause_s: float, until: float, error: Exception | None, what: str) -> None:
+        """Before another attempt; raises where there is to be none."""
+        now = time.monotonic()
+        if self.deadline is not None and now + pause_s >= self.deadline:
+            raise Late(f"the server at {self.address}: {_said(error)}") from error
+        if now + pause_s >= until:
+            sure = (
+                "; whether the call was made is not known: it was sent, and not answered"
+                if self.is_unsure
+                else ""
+            )
+            raise ChannelBroken(
+                f"{what}: the server at {self.address} could not be reached for "
+                f"{now - until + self._settings.retry_s:.1f} s, the last time for {_said(error)}"
+                f"{sure}. Call again once it is back; retry_s says how long a call tries"
+            ) from error
+        if pause_s:
+            time.sleep(pause_s)
+
+    def _refused(self, error: Exception) -> Exception:
+        text = str(error)
+        name = self._settings.name
+        if "IQEXPIRED" in text or "IQSTALE" in text:
+            self.loss = (
+                f"process {os.getpid()} takes part in the queue {name!r} no more: the server at "
+                f"{self.address} has not heard from it for too long (expiry_s), or has lost its "
+                "keys. Its endpoints have ended, and others may have what it had in hand: stop, "
+                "or connect() again for new ones"
+            )
+            return ChannelBroken(self.loss)
+        if "IQGONE" in text:
+            self.loss = (
+                f"the queue {name!r} is gone from the server at {self.address}: everybody had left"
+            )
+            return ChannelBroken(self.loss)
+        for word, said in (
+            ("IQFOREIGN ", "is in use for something else, which was left as it is: key "),
+            ("IQVERSION ", "was made by another version of iterable_queue: "),
+        ):
+            if word in text:
+                rest = text.partition(word)[2]
+                return ChannelBroken(
+                    f"the name {name!r} on the server at {self.address} {said}{rest}; "
+                    "use another name"
+                )
+        if "IQOTHER " in text:
+            option, _, had = text.partition("IQOTHER ")[2].partition(" ")
+            return ValueError(
+                f"{option}: the queue {name!r} on the server at {self.address} exists already, "
+                f"with {had}; leave the argument out, or give the same"
+            )
+        return ChannelBroken(f"the server at {self.address} refused a call: {text}")
+
+    def tell(self, commands: bytes) -> None:
+        """Send commands that are not answered, each behind QUIET. They may get lost."""
+        if self.loss or self._is_new:
+            return  # `restore` says it later
+        self._check_busy()
+        self.busy = True
+        try:
+            self._connection.send_packed_command((commands,), False)
+        except self._breaks as error:
+            self.drop()
+            let_go(error)
+        except BaseException:
+            self.drop()
+            raise
+        finally:
+            self.busy = False
+
+    def post(self, script: Script, *args: object) -> None:
+        """Run *script* without waiting for what comes of it."""
+        # Numbered 0: such a script looks at no number. With its text, since an answer that it is
+        # not known would not be heard.
+        self.tell(QUIET + script.packed(self._key, self.arguments(args, 0), whole=True))
+
+    def drop(self) -> None:
+        """Let the connection go; the next call makes another one."""
+        self._is_new = True
+        try:
+            self._connection.disconnect()
+        except Exception:
+            pass
+
+    # For the thread that listens, which waits for messages itself.
+
+    def ask(self, *command: object) -> None:
+        """Send a command whose answer is read later, by `answer`."""
+        parts = [as_bytes(part) for part in command]
+        data = b"*%d\r\n" % len(parts)
+        data += b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
+        self._connection.connect()  # as in `_begin`; it may be connected
+        self._connection.send_packed_command((data,), False)
+
+    def answer(self) -> Any:
+        return self._connection.read_response(True)
+
+    def is_break(self, error: BaseException) -> bool:
+        """Whether *error* says that the connection is broken."""
+        return isinstance(error, self._breaks)
+
+
+def _client_of(source: str | Callable[[], Any]) -> Any:
+    """A client of the server. Raises ChannelBroken where there is no `redis` package."""
+    try:
+        redis: Any = import_module("redis")
+        retry: Any = import_module("redis.retry")
+        backoff: Any = import_module("redis.backoff")
+    except ImportError as error:
+        raise ChannelBroken(
+            "a queue on a server needs the package redis: pip install 'iterable-queue[redis]'"
+        ) from error
+    if not isinstance(source, str):
+        return source()
+    # Retries are made here, where it is known that a call sent twice is made once. What the URL
+    # says goes before these.
+    return redis.Redis.from_url(
+        source,
+        retry=retry.Retry(backoff.NoBackoff(), 0),
+        socket_timeout=ANSWER_S,
+        socket_connect_timeout=CONNECT_S,
+        protocol=2,
+    )
+
+
+def _said(error: Exception | None) -> str:
+    """The error with its text, which the `repr` of the client's has not."""
+    return f"{type(error).__name__}: {error}"
+
+
+def let_go(error: BaseException) -> None:
+    """Forget what the frames of a failed attempt held, which the client ties into knots.
+
+    Else what called it, and so the queue and its connection, would wait for the collector.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        traceback.clear_frames(found.__traceback__)
+        found = found.__context__
+
+
+def is_readable(fd: int, timeout_s: float) -> bool:
+    if fd < 0:
+        return True
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))
