@@ -404,7 +404,7 @@ def models() -> dict[str, Model]:
             for producers, consumers in ((2, 1), (1, 2), (2, 2)):
                 each = 1 if threaded or producers == consumers else 2
                 options = {**sized, "producers": producers, "consumers": consumers, "each": each}
-                quick = each == 2
+                quick = each == 2 and (producers == 1 or not maxsize)
                 add(f"{prefix}{producers}x{consumers} {size}", many, quick, **options)
             add(f"{prefix}late close {size}", late_close, not threaded, **sized)
             add(f"{prefix}cancel {size}", cancelled, False, **sized)
@@ -420,7 +420,7 @@ def models() -> dict[str, Model]:
     add("2x1, one item each", many, True, producers=2, consumers=1, each=1)
     add("together at the end", together, True)
     for victim in ("p", "c1", "w"):
-        add(f"kill {victim}", killed, victim != "w", victim=victim)
+        add(f"kill {victim}", killed, victim == "p", victim=victim)
         add(f"kill {victim} inside", killed, False, victim=victim, inside=True)
         if victim != "p":
             add(f"kill {victim}, redeliver", killed, False, victim=victim, redeliver=True)
