@@ -53,9 +53,12 @@ class Link:
         self._settings = settings
         self._key = f"iq:{{{settings.name}}}:q".encode()
         self._ttl = b"%d" % int(settings.keep_s * 1000)
-        pool: Any = _client_of(settings.source).connection_pool
-        self._pool = pool
-        self._connection: Any = pool.make_connection()
+        client: Any = _client_of(settings.source)
+        self._cluster: Any = client if hasattr(client, "get_node_from_key") else None
+        pool = self._node_of_key().redis_connection if self._cluster else client
+        self._pool: Any = pool.connection_pool
+        self._connection: Any = self._pool.make_connection()
+        self._home = self._host_and_port()
         # Where this is garbage with all that refers to it, its socket is closed before that is
         # collected as well, and warns.
         weakref.finalize(self, self._connection.disconnect).atexit = False
@@ -72,6 +75,7 @@ class Link:
         errors: Any = import_module("redis.exceptions")
         self._no_script: Any = errors.NoScriptError
         self._refusals: Any = errors.ResponseError
+        self._moved: Any = errors.MovedError
         self._out_of_memory: Any = errors.OutOfMemoryError
         self._breaks: Any = (
             errors.ConnectionError,
@@ -80,6 +84,8 @@ class Link:
             errors.TryAgainError,
             errors.ClusterDownError,
             errors.MasterDownError,
+            errors.MovedError,
+            errors.AskError,
             OSError,
         )
 
@@ -164,6 +170,7 @@ class Link:
                 ) from error
             except self._breaks as error:
                 self.drop()
+                self._turn_to(error)
                 let_go(error)
                 broken: Exception | None = error
             except self._refusals as error:
@@ -198,6 +205,36 @@ class Link:
         if commands:
             self._connection.send_packed_command((commands,), False)
         self._is_new = False
+
+    def _turn_to(self, error: Exception) -> None:
+        """Choose the node of a cluster that is connected to next: the one that *error* names.
+
+        If it names none, that where the search began: if the other one is gone, it knows who has
+        the key now.
+        """
+        if isinstance(error, self._moved):
+            node: Any = error
+            host, port = node.host or self._connection.host, node.port
+        elif self._cluster is not None:
+            try:
+                self._cluster.nodes_manager.initialize()
+                node = self._node_of_key()
+            except Exception:
+                return  # nobody answers; later
+            host, port = node.host, node.port
+        else:
+            host, port = self._home
+        if host is not None:
+            self._connection.host, self._connection.port = host, port
+
+    def _node_of_key(self) -> Any:
+        return self._cluster.get_node_from_key(self._key.decode())
+
+    def _host_and_port(self) -> tuple[Any, Any]:
+        """None for what is no TCP connection, or asks a Sentinel where to go."""
+        if getattr(self._pool, "service_name", None):
+            return None, None
+        return getattr(self._connection, "host", None), getattr(self._connection, "port", None)
 
     def _await_answer(self) -> None:
         assert self.deadline is not None
