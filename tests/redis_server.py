@@ -19,7 +19,8 @@ import pytest
 from iterable_queue import IterableQueue
 from tests.conftest import wait_until
 
-SERVER = shutil.which("redis-server") or shutil.which("valkey-server")
+_PROGRAMS = (os.environ.get("REDIS_SERVER", ""), "redis-server", "valkey-server")
+SERVER = next(filter(None, map(shutil.which, _PROGRAMS)), None)
 try:
     redis: Any = import_module("redis")
 except ImportError:
@@ -44,6 +45,10 @@ def free_port(most: int = 65535) -> int:
             return port
 
 
+class NoServer(Exception):
+    """It ended as soon as it was started; this is what it said."""
+
+
 class Server:
     """A server of this test's own, in a directory of its own.
 
@@ -62,16 +67,21 @@ class Server:
         self.path = f"{directory}/socket"
 
     def start(self, prefix: tuple[str, ...] = ()) -> None:
-        """Start it, and wait until it answers. *prefix*: what runs the command."""
+        """Start it, and wait until it answers. *prefix*: what runs the command.
+
+        Raises `NoServer`.
+        """
         assert SERVER is not None
         command = [*prefix, SERVER, "--port", str(self.port), "--bind", self._host]
         command += ["--dir", str(self._directory), "--save", "", "--unixsocket", self.path]
-        self._process = subprocess.Popen(
-            [*command, *self._options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        with open(f"{self._directory}/log", "ab") as log:
+            self._process = subprocess.Popen([*command, *self._options], stdout=log, stderr=log)
         wait_until(self._answers, "the server answers")
 
     def _answers(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise NoServer(Path(f"{self._directory}/log").read_text())
         with suppress(redis.ConnectionError), redis.Redis(unix_socket_path=self.path) as client:
             return bool(client.ping())
         return False
