@@ -318,6 +318,13 @@ def test_a_main_program_leaves_nothing(end: str) -> None:
     assert (run.stderr == "") == (end != "1 / 0")
 
 
+def test_a_shell_sees_that_it_was_interrupted() -> None:
+    """By the signal of which the process dies in the end, as it would without a queue."""
+    run = run_python(MAIN.format(end="raise KeyboardInterrupt") + "\n")
+    assert run.returncode == -signal.SIGINT
+    assert "KeyboardInterrupt" in run.stderr
+
+
 def test_it_leaves_before_its_modules_are_gone() -> None:
     """Objects that live to the very end, in globals, classes and cycles, are no trouble."""
     code = """

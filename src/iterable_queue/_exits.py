@@ -108,5 +108,21 @@ def _leave_all() -> None:
             core.leave(f"was left open when its process {how}", error)
         except BaseException as other:  # a signal's, say: the other queues are to be left as well
             failed = failed or other
+    _mark_again(error)
     if failed is not None:
         raise failed
+
+
+def _mark_again(error: BaseException | None) -> None:
+    """Let the process die by SIGINT if that is what it was about to do, so that shells see it.
+
+    Up to Python 3.12 the interpreter forgets that an interrupt was not handled as soon as anything
+    evaluates a text. Importing `traceback`, by which the error was packed, does: so does
+    `namedtuple`. A text whose evaluation ends by such an interrupt is a mark again.
+    """
+    is_printed = error is not None and error is getattr(sys, "last_value", None)
+    if is_printed and isinstance(error, KeyboardInterrupt) and not hasattr(sys, "ps1"):
+        try:
+            exec("raise KeyboardInterrupt")
+        except KeyboardInterrupt:
+            pass
