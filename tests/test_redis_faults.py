@@ -14,11 +14,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,6 +34,7 @@ from iterable_queue import (
     Producer,
     ProducerFailed,
 )
+from iterable_queue._core import Core
 from tests.conftest import FORKS, Processes, wait_until
 from tests.redis_server import Proxy, Server, need_redis
 
@@ -261,6 +264,45 @@ def test_timeouts_hold_while_the_server_stands_still(server: Server) -> None:
     server.signal(signal.SIGCONT)
     assert iq.join(0.0) is False
     iq.cancel()
+
+
+def test_dropping_an_endpoint_leaves_no_deadline_of_another_thread(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would ever take it back: each later call would be given up at once."""
+    core: Any = server.connect()._core
+    inside, dropping, has_ended = threading.Event(), threading.Event(), threading.Event()
+
+    def attempt() -> bool:
+        assert core.link.deadline is not None
+        inside.set()
+        return dropping.wait(20)
+
+    def drop(*_args: object) -> None:
+        dropping.set()
+        assert has_ended.wait(20)
+
+    monkeypatch.setattr(Core, "drop", drop)
+    timed = Background(lambda: core.wait(attempt, core.runtime.items, time.monotonic() + 20))
+    assert inside.wait(20)
+    dropped = Background(lambda: core.drop(99, 99))
+    timed.end()
+    has_ended.set()
+    dropped.end()
+    assert core.link.deadline is None
+
+
+def test_a_look_that_takes_too_long_says_that_the_server_is_out_of_reach(server: Server) -> None:
+    iq = server.connect(expiry_s=20.0)
+    core: Any = iq._core
+    producer: Any = iq.get_producer()
+    server.signal(signal.SIGSTOP)
+    with pytest.raises(ChannelBroken, match="no answer in time"):
+        core.describe()
+    with pytest.raises(ChannelBroken, match="the server at"):
+        core.whose(producer.slot, producer.number)
+    server.signal(signal.SIGCONT)
+    assert "open" in repr(producer)
 
 
 def test_what_a_get_that_was_given_up_has_taken_comes_back(server: Server) -> None:

@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from iterable_queue import _cells as cells_
 from iterable_queue import _forks, _news
@@ -64,6 +64,8 @@ from iterable_queue._runtime import Condition
 
 if TYPE_CHECKING:
     from iterable_queue._endpoints import Endpoint
+
+R = TypeVar("R")
 
 VERSION: Final = "iterable_queue 1"
 """What the keys mean; a queue of another one is refused."""
@@ -329,17 +331,30 @@ class RedisCore(Core):
 
     def _tried(self, attempt: Callable[[], bool], deadline: float | None) -> bool:
         """*attempt*, as one of a call that waits until *deadline*. Lock held."""
-        ledger, link = self.ledger, self.link
-        before = ledger.waits, link.deadline
-        ledger.waits = deadline != 0.0
-        if deadline is not None:
-            link.deadline = max(deadline, time.monotonic() + BRIEFLY_S)
+        ledger = self.ledger
+        before, ledger.waits = ledger.waits, deadline != 0.0
         try:
-            return attempt()
+            if deadline is None:
+                return attempt()
+            return self._until(max(deadline, time.monotonic() + BRIEFLY_S), attempt)
         except Late:
             return False
         finally:
-            ledger.waits, link.deadline = before
+            ledger.waits = before
+
+    def _until(self, deadline: float, call: Callable[[], R]) -> R:
+        """`call()`, whose calls of the server are given up at *deadline*. Lock held. Raises Late.
+
+        Only here the link's deadline is set, and with the lock held: else that of another thread
+        could be put back after that thread has gone, and stay.
+        """
+        link = self.link
+        before = link.deadline
+        link.deadline = deadline if before is None else min(before, deadline)
+        try:
+            return call()
+        finally:
+            link.deadline = before
 
     def transact_until(self, deadline: float | None, call: Callable[[], object]) -> bool:
         done: list[bool] = []
@@ -359,7 +374,6 @@ class RedisCore(Core):
     # -- dropped endpoints -----------------------------------------------------------------------
 
     def drop(self, slot: int, number: int) -> None:
-        before, self.link.deadline = self.link.deadline, time.monotonic() + 2 * BRIEFLY_S
         try:
             super().drop(slot, number)
             if self._dropped:  # another thread has the lock, that which listens, say
@@ -367,8 +381,6 @@ class RedisCore(Core):
                     self._bury_dropped()
         except Exception:
             pass  # out of reach, or busy: the next call goes on with it
-        finally:
-            self.link.deadline = before
 
     def _bury_dropped(self) -> None:
         while self._dropped and not self.ledger.head[cells_.HOLDER]:
@@ -376,8 +388,21 @@ class RedisCore(Core):
             if self._left or self.link.loss:
                 self._dropped.clear()
                 return
-            self.ledger.transact(self._bury, slot, number)
+            if not self._has_buried(slot, number):
+                return
             self._dropped.popleft()
+
+    def _has_buried(self, slot: int, number: int) -> bool:
+        """False: the server was out of reach; the next call goes on with it.
+
+        The call that comes upon it is not kept for as long as it would try by itself.
+        """
+        bury = partial(self.ledger.transact, self._bury, slot, number)
+        try:
+            self._until(time.monotonic() + 2 * BRIEFLY_S, bury)
+        except Late:
+            return False
+        return True
 
     def _bury(self, slot: int, number: int) -> None:
         if number == 0:
@@ -395,26 +420,28 @@ class RedisCore(Core):
 
     def whose(self, slot: int, number: int) -> tuple[str | None, int]:
         with self.runtime.lock_within(BRIEFLY_S):
-            before, self.link.deadline = self.link.deadline, time.monotonic() + BRIEFLY_S
-            try:
-                self.check_here()
-                if not self.ledger.is_open(slot, number):
-                    return None, 0
-                view = self.ledger.view(slot)
-            finally:
-                self.link.deadline = before
+            view = self._briefly(partial(self._view, slot, number))
+        if view is None:
+            return None, 0
         pid = self.pid_of(view.owner or view.maker)
         how = "of" if view.owner else "made by"
         return (f" {how} process {pid}" if pid else ""), view.blocked
 
+    def _view(self, slot: int, number: int) -> SlotView | None:
+        self.check_here()
+        return self.ledger.view(slot) if self.ledger.is_open(slot, number) else None
+
     def describe(self) -> str:
         with self.runtime.lock_within(BRIEFLY_S):
-            before, self.link.deadline = self.link.deadline, time.monotonic() + BRIEFLY_S
-            try:
-                self.ledger.look()
-            finally:
-                self.link.deadline = before
+            self._briefly(self.ledger.look)
             return self._described()
+
+    def _briefly(self, call: Callable[[], R]) -> R:
+        """`call()`, if that is not long in coming. Lock held."""
+        try:
+            return self._until(time.monotonic() + BRIEFLY_S, call)
+        except Late as error:
+            raise ChannelBroken(str(error)) from error
 
     def _described(self) -> str:
         head = self.ledger.head
@@ -599,8 +626,8 @@ class RedisCore(Core):
         try:
             if self._is_here and not self.link.loss:
                 with self.runtime.lock_within(LEAVE_S):
-                    self.link.deadline = time.monotonic() + LEAVE_S
-                    self.ledger.transact(self._leave, how, cause)
+                    leave = partial(self.ledger.transact, self._leave, how, cause)
+                    self._until(time.monotonic() + LEAVE_S, leave)
         except Exception:
             pass  # the others find out when it is not heard any more
         listener, self._listener = self._listener, None

@@ -45,6 +45,7 @@ class Link:
         client: what the server calls this process; 0: not yet.
         loss: why no call can be made any more, if so.
         deadline: of the call that is being made, on the monotonic clock; None: `retry_s` from now.
+            Set by `RedisCore` with the lock held, and by nobody else.
         is_unsure: the last call that was given up may have been made, or may yet be.
         calls: how many were made; round trips, for the curious.
     """
