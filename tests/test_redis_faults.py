@@ -215,6 +215,39 @@ def test_who_was_taken_for_dead_is_told(server: Server) -> None:
         source.get()
 
 
+def test_descriptors_that_the_listener_has_closed_are_not_used_again(
+    server: Server, tmp_path: Path
+) -> None:
+    """They may be somebody else's by then: whoever drops the queue, or forks, wrote to them."""
+    iq = server.connect(expiry_s=0.6)
+    core: Any = iq._core
+    listener = core._listener
+    guarded, guarding = os.pipe()
+    late, other = os.pipe()
+    listener.guard(guarded, 1, 0)
+    numbers = [listener._wake_end, listener._wake, guarded]
+    with open(tmp_path / "mine", "w+b", buffering=0) as mine, server.client() as client:
+        client.flushall()
+        listener.thread.join(20)
+        assert not listener.thread.is_alive()
+        for number in numbers:
+            os.dup2(mine.fileno(), number)
+        core._guard(late, 1, 0)
+        listener.stop()
+        listener.forget()
+        assert listener.ended() == []
+        with pytest.raises(OSError, match="Bad file"):
+            os.fstat(late)  # nobody watches it, so it is closed
+        for number in numbers:
+            assert os.path.sameopenfile(number, mine.fileno())
+            os.close(number)
+        assert mine.read() == b""
+    os.close(other)
+    os.close(guarding)
+    with pytest.raises(ChannelBroken):
+        iq.qsize()
+
+
 # The server
 
 

@@ -500,7 +500,7 @@ class RedisCore(Core):
             self._guard(here, client, 0)
 
     def _guard(self, end: int, client: int, pid: int) -> None:
-        if self._listener is not None and self._listener.thread.is_alive():
+        if self._listener is not None:
             self._listener.guard(end, client, pid)
         else:
             os.close(end)
