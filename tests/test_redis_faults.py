@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -357,6 +358,47 @@ def test_what_a_get_that_was_given_up_has_taken_comes_back(server: Server) -> No
     assert list(source) == [1, 2, 3]
     assert iq.join(10)
     assert iq.statistics().lost == 0
+
+
+def with_a_claim(source: Any) -> list[int]:
+    """Take items until some are claimed ahead, which the server is to be asked about first."""
+    got: list[int] = []
+    claim: Any = None
+    while claim is None or claim.permits < 5:
+        got.append(source.get())
+        claim = next(iter(source._hands.values())).own.claim
+    claim._sure_until = 0.0
+    return got
+
+
+def test_timeouts_hold_for_what_was_claimed_before(server: Server) -> None:
+    """Nothing is taken by a call that was given up; the others get all, in order."""
+    iq = server.connect(expiry_s=60.0, retry_s=50.0)
+    with iq, iq.get_producer() as out:
+        source = iq.get_consumer()
+        out.put_many(range(4000))
+    got = with_a_claim(source)
+    server.signal(signal.SIGSTOP)
+    began = time.monotonic()
+    for call in (partial(source.get, timeout=0.2), source.get_nowait, source.get_nowait):
+        with pytest.raises(Empty, match="gave no answer in time; nothing was taken"):
+            call()
+    assert time.monotonic() - began < 20.0
+    server.signal(signal.SIGCONT)
+    got += source
+    assert got == list(range(4000))
+    assert iq.join(10)
+    assert iq.statistics().lost == 0
+
+
+def test_who_asks_about_its_claim_is_named_as_elsewhere(server: Server) -> None:
+    iq = server.connect(retry_s=0.5)
+    iq.get_producer().put_many(range(4000))
+    source = iq.get_consumer()
+    with_a_claim(source)
+    server.kill()
+    with pytest.raises(ChannelBroken, match=r"^get of consumer 2: the server at"):
+        source.get()
 
 
 def test_what_put_returned_for_survives_the_server(durable: Server) -> None:

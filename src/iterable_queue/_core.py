@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+IN_LOOP: Final = -1.0
+"""The deadline of a coroutine's attempt, which is not to keep its event loop: it tries again."""
 BRIEFLY_S: Final = 0.01
 """How long the lock is waited for by what can be done later or left undone, in seconds."""
 _PACKAGE: Final = __name__.partition(".")[0]

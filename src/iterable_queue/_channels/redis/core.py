@@ -50,7 +50,7 @@ from iterable_queue._channels.redis.calls import (
 )
 from iterable_queue._channels.redis.channel import RedisChannel
 from iterable_queue._channels.redis.ledger import CHUNK, RedisLedger
-from iterable_queue._channels.redis.link import Late, Link
+from iterable_queue._channels.redis.link import BRIEFLY_S, Late, Link
 from iterable_queue._channels.redis.listener import SLEEPERS, Listener
 from iterable_queue._channels.redis.runtime import RedisRuntime
 from iterable_queue._channels.redis.sealer import Sealer
@@ -69,8 +69,6 @@ R = TypeVar("R")
 
 VERSION: Final = "iterable_queue 1"
 """What the keys mean; a queue of another one is refused."""
-BRIEFLY_S: Final = 0.5
-"""How long a call that does not wait, or a `repr`, tries to reach the server, in seconds."""
 LEAVE_S: Final = 1.0
 """For how long a process that leaves tries to say so, in seconds."""
 
@@ -336,25 +334,11 @@ class RedisCore(Core):
         try:
             if deadline is None:
                 return attempt()
-            return self._until(max(deadline, time.monotonic() + BRIEFLY_S), attempt)
+            return self.link.until(max(deadline, time.monotonic() + BRIEFLY_S), attempt)
         except Late:
             return False
         finally:
             ledger.waits = before
-
-    def _until(self, deadline: float, call: Callable[[], R]) -> R:
-        """`call()`, whose calls of the server are given up at *deadline*. Lock held. Raises Late.
-
-        Only here the link's deadline is set, and with the lock held: else that of another thread
-        could be put back after that thread has gone, and stay.
-        """
-        link = self.link
-        before = link.deadline
-        link.deadline = deadline if before is None else min(before, deadline)
-        try:
-            return call()
-        finally:
-            link.deadline = before
 
     def transact_until(self, deadline: float | None, call: Callable[[], object]) -> bool:
         done: list[bool] = []
@@ -399,7 +383,7 @@ class RedisCore(Core):
         """
         bury = partial(self.ledger.transact, self._bury, slot, number)
         try:
-            self._until(time.monotonic() + 2 * BRIEFLY_S, bury)
+            self.link.until(time.monotonic() + 2 * BRIEFLY_S, bury)
         except Late:
             return False
         return True
@@ -439,7 +423,7 @@ class RedisCore(Core):
     def _briefly(self, call: Callable[[], R]) -> R:
         """`call()`, if that is not long in coming. Lock held."""
         try:
-            return self._until(time.monotonic() + BRIEFLY_S, call)
+            return self.link.until(time.monotonic() + BRIEFLY_S, call)
         except Late as error:
             raise ChannelBroken(str(error)) from error
 
@@ -627,7 +611,7 @@ class RedisCore(Core):
             if self._is_here and not self.link.loss:
                 with self.runtime.lock_within(LEAVE_S):
                     leave = partial(self.ledger.transact, self._leave, how, cause)
-                    self._until(time.monotonic() + LEAVE_S, leave)
+                    self.link.until(time.monotonic() + LEAVE_S, leave)
         except Exception:
             pass  # the others find out when it is not heard any more
         listener, self._listener = self._listener, None

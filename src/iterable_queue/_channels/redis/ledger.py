@@ -53,6 +53,7 @@ from iterable_queue._errors import (
     WouldDeadlock,
 )
 from iterable_queue._ledger import Ledger
+from iterable_queue._runtime import Lock
 
 CLAIM_NS: Final = 2_000_000
 """A claim holds as many items as its consumer works through in this time, in nanoseconds."""
@@ -138,6 +139,10 @@ class RedisLedger(Ledger):
         self._reported: dict[int, int] = {}
         self._unreported: dict[int, int] = {}
         channel.ledger = self
+
+    def lock_until(self, deadline: float) -> Lock:
+        """The lock, for which a `with` waits until then at most, and no longer than a slice."""
+        return self._runtime.lock_within(max(deadline - self._runtime.monotonic(), 0.0))
 
     def refreshed(self) -> Any:
         return self.cells
@@ -268,7 +273,7 @@ class RedisLedger(Ledger):
             hand.entries = Tags(items)
             hand.view = self.cells
             hand.next_at = slot * SLOT_SIZE + CLAIM_NEXT
-            hand.gate = claim.take
+            hand.gate, hand.gate_until = claim.take, claim.take_until
             hand.opened = False
             hand.next = hand.first = 0
             hand.claim = payloads

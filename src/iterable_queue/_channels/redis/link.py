@@ -20,18 +20,24 @@ import traceback
 import weakref
 from collections.abc import Callable, Iterable
 from importlib import import_module
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from iterable_queue._channels.redis.calls import QUIET, Script, as_bytes
 from iterable_queue._channels.redis.settings import Settings
 from iterable_queue._errors import ChannelBroken, WouldDeadlock
 
+BRIEFLY_S: Final = 0.5
+"""A call with a time-out, or one that does not wait, tries to reach the server for as long as this
+at least, in seconds: less would be in vain where a connection must be made."""
 PAUSES_S: Final = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)
 """Between two attempts to reach the server."""
 CONNECT_S: Final = 3.0
 """How long a connection may take to be made, in seconds."""
 ANSWER_S: Final = 5.0
 """How long one answer is waited for until the connection counts as broken, in seconds."""
+
+
+R = TypeVar("R")
 
 
 class Late(Exception):
@@ -45,7 +51,7 @@ class Link:
         client: what the server calls this process; 0: not yet.
         loss: why no call can be made any more, if so.
         deadline: of the call that is being made, on the monotonic clock; None: `retry_s` from now.
-            Set by `RedisCore` with the lock held, and by nobody else.
+            Set by `until`.
         is_unsure: the last call that was given up may have been made, or may yet be.
         calls: how many were made; round trips, for the curious.
     """
@@ -182,6 +188,19 @@ class Link:
                 self._pause(next(pauses, PAUSES_S[-1]), until, broken, what or script.name)
             finally:
                 broken = None  # or error, traceback and this frame would keep the queue alive
+
+    def until(self, deadline: float, call: Callable[[], R]) -> R:
+        """`call()`, whose calls of the server are given up at *deadline*. Raises Late.
+
+        With the runtime's lock held. Only here the deadline is set: else that of another thread
+        could be put back after that thread has gone, and stay.
+        """
+        before = self.deadline
+        self.deadline = deadline if before is None else min(before, deadline)
+        try:
+            return call()
+        finally:
+            self.deadline = before
 
     def _check_busy(self) -> None:
         if self.busy:
