@@ -286,18 +286,65 @@ def test_the_server_stands_still_for_five_seconds(server: Server) -> None:
 
 
 def test_timeouts_hold_while_the_server_stands_still(server: Server) -> None:
-    iq = server.connect(expiry_s=20.0)
+    """Also those of the calls that find the connection broken, and have to make it again."""
+    iq = server.connect(expiry_s=60.0)
     out, source = iq.get_producer(), iq.get_consumer()
     out.put(1)
     assert source.get() == 1
     server.signal(signal.SIGSTOP)
-    with pytest.raises(Empty):
-        source.get(timeout=0.7)
-    with pytest.raises((Full, ChannelBroken)):
-        out.put(2, timeout=0.7)
+    began = time.monotonic()
+    for _ in range(3):
+        with pytest.raises(Empty):
+            source.get(timeout=0.2)
+        with pytest.raises(Empty):
+            source.get_nowait()
+        with pytest.raises((Full, ChannelBroken)):
+            out.put(2, timeout=0.2)
+        assert iq.join(0.2) is False
+    assert time.monotonic() - began < 30.0, "half a second each, and not five"
     server.signal(signal.SIGCONT)
     assert iq.join(0.0) is False
     iq.cancel()
+
+
+@pytest.mark.parametrize("road", ["an argument", "inherited"])
+@FORKS
+def test_timeouts_hold_for_the_first_call_of_a_process(
+    server: Server, processes: Processes, road: str
+) -> None:
+    context = get_context("fork")
+    iq = server.connect(expiry_s=60.0)
+    source = iq.get_consumer()
+    go, (answers, say) = context.Event(), context.Pipe(False)
+
+    def first(given: Consumer[int]) -> None:
+        go.wait(20)
+        began = time.monotonic()
+        joined = iq.join(0.2)
+        with pytest.raises(Empty):
+            given.get(timeout=0.2)
+        go.clear()
+        say.send((joined, time.monotonic() - began))
+        go.wait(20)
+        say.send(given.get(timeout=20))
+
+    child = partial(first, source) if road == "inherited" else first
+    args = () if road == "inherited" else (source,)
+    processes.start(context.Process(target=child, args=args))
+    server.signal(signal.SIGSTOP)
+    go.set()
+    assert answers.poll(40)
+    joined, took_s = answers.recv()
+    server.signal(signal.SIGCONT)
+    assert joined is False
+    assert took_s < 8.0, "half a second each, and not five or more"
+    iq.get_producer().put(7)
+    go.set()
+    assert answers.poll(20)
+    assert answers.recv() == 7
+    processes.join()
+    with server.client() as client:
+        assert client.zcard("iq:{q1}:beats") <= 2, "it joined once"
 
 
 def test_dropping_an_endpoint_leaves_no_deadline_of_another_thread(

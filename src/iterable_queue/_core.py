@@ -668,6 +668,10 @@ class Core:
     def register(self) -> None:
         """Make sure that this process has a slot."""
 
+    def arrive(self, deadline: float | None) -> bool:
+        """Where that may take long, do it until *deadline* at most. False: it passed first."""
+        return True
+
     def watch(self, target: object) -> None:
         """Called with each endpoint and handle that is made while `head[WATCHED]` is above 0.
 

@@ -173,8 +173,10 @@ class Endpoint:
 
     def _use(self, deadline: float | None = None, *, puts: bool = False) -> None:
         """Take the endpoint for this process and mark it as used; or raise why that can't be."""
-        self._check_open(ProducerClosed if puts else None)
         core = self._core
+        if self._lost is None and not core.arrive(deadline):
+            raise Full if puts else Empty
+        self._check_open(ProducerClosed if puts else None)
         core.register()
         try:
             used = core.transact_until(deadline, self._use_locked)

@@ -103,6 +103,8 @@ class RedisCore(Core):
         sealer.refused = partial(_tell_of_refused, weakref.ref(self))
         self._options = options
         self._site = site
+        self._token = os.urandom(8).hex()
+        """By which the server knows that it is joined again, after a call that was given up."""
         self._is_here = False
         self._left = False
         self._listener: Listener | None = None
@@ -138,6 +140,11 @@ class RedisCore(Core):
             with self.runtime.lock:
                 self.ledger.transact(self.join, handle=False)
 
+    def arrive(self, deadline: float | None) -> bool:
+        if deadline is None or self._is_here or not self.can_go_on():
+            return True
+        return self.transact_until(deadline, partial(self.join, handle=False))
+
     def join(self, *, handle: bool) -> None:
         """Take part. *handle*: by the queue's name, as others may as well."""
         if self._is_here:
@@ -147,20 +154,20 @@ class RedisCore(Core):
             link.client = self.ledger.me
             answer = link.call(ADOPT, os.getpid(), what="a child's first call")
         else:
-            id_ = self.address.id
+            id_, new_id = self.address.id, os.urandom(8).hex()
             answer = link.call(
                 JOIN,
                 VERSION,
                 os.getpid(),
                 socket.gethostname(),
-                os.urandom(8).hex(),
+                self._token,
                 *self._options,
                 self.settings.format,
                 self._site,
                 int(self.settings.expiry_s * 1000),
                 int(handle),
                 id_,
-                os.urandom(8).hex(),
+                new_id,
                 what="connect",
             )
             link.client = answer[0]
@@ -367,6 +374,8 @@ class RedisCore(Core):
             pass  # out of reach, or busy: the next call goes on with it
 
     def _bury_dropped(self) -> None:
+        if not self._is_here:
+            return  # nobody at the server would be meant
         while self._dropped and not self.ledger.head[cells_.HOLDER]:
             slot, number = self._dropped[0]
             if self._left or self.link.loss:
@@ -510,6 +519,7 @@ class RedisCore(Core):
         ledger.forget_all()
         ledger.me = 0
         self._is_here = False
+        self._token = os.urandom(8).hex()
         self.link = ledger.link = self._redis_runtime.redis_errors.link = Link(address.settings)
         self.link.loss = loss
         self.link.restore = ledger.claims_left

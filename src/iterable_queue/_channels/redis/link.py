@@ -12,6 +12,7 @@ Only here the package `redis` is imported, when a queue is connected: it is an e
 from __future__ import annotations
 
 import errno
+import math
 import os
 import select
 import socket
@@ -35,6 +36,8 @@ CONNECT_S: Final = 3.0
 """How long a connection may take to be made, in seconds."""
 ANSWER_S: Final = 5.0
 """How long one answer is waited for until the connection counts as broken, in seconds."""
+LEAST_S: Final = 0.01
+"""No time-out of a socket is shorter, in seconds: 0 would mean something else."""
 
 
 R = TypeVar("R")
@@ -63,6 +66,8 @@ class Link:
         pool: Any = _client_of(settings.source).connection_pool
         self._pool = pool
         self._connection: Any = pool.make_connection()
+        self._connect_s: float = getattr(self._connection, "socket_connect_timeout", CONNECT_S)
+        self._answer_s: float = getattr(self._connection, "socket_timeout", ANSWER_S)
         # Where this is garbage with all that refers to it, its socket is closed before that is
         # collected as well, and warns.
         weakref.finalize(self, self._connection.disconnect).atexit = False
@@ -212,17 +217,31 @@ class Link:
 
     def _begin(self) -> None:
         """A new connection: what the old one may have swallowed goes first."""
-        # Told to connect, which asks a Sentinel first; one that is just used does not ask.
-        self._connection.connect()
+        self._connect()
         commands = b"".join(self.restore())
         if commands:
             self._connection.send_packed_command((commands,), False)
         self._is_new = False
 
+    def _connect(self) -> None:
+        """Connect, if that is not so, within the deadline of the call that needs it.
+
+        It is told to connect, which asks a Sentinel first; one that is just used does not ask.
+        """
+        connection = self._connection
+        left = math.inf if self.deadline is None else self.deadline - time.monotonic()
+        connection.socket_connect_timeout = max(min(self._connect_s, left), LEAST_S)
+        connection.socket_timeout = max(min(self._answer_s, left), LEAST_S)
+        connection.connect()
+        connection.socket_timeout = self._answer_s
+        sock: socket.socket | None = getattr(connection, "_sock", None)
+        if sock is not None:
+            sock.settimeout(self._answer_s)
+
     def _await_answer(self) -> None:
         assert self.deadline is not None
         left = self.deadline - time.monotonic()
-        if left < ANSWER_S and not is_readable(self.fileno(), max(left, 0.0)):
+        if left < self._answer_s and not is_readable(self.fileno(), max(left, 0.0)):
             raise TimeoutError("no answer in time")
 
     def _pause(self, pause_s: float, until: float, error: Exception | None, what: str) -> None:
@@ -316,7 +335,7 @@ class Link:
         parts = [as_bytes(part) for part in command]
         data = b"*%d\r\n" % len(parts)
         data += b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
-        self._connection.connect()  # as in `_begin`; it may be connected
+        self._connect()
         self._connection.send_packed_command((data,), False)
 
     def answer(self) -> Any:
