@@ -37,7 +37,7 @@ from iterable_queue import (
 )
 from iterable_queue._core import Core
 from tests.conftest import FORKS, Processes, wait_until
-from tests.redis_server import Proxy, Server, need_redis
+from tests.redis_server import Proxy, Server, need_redis, redis
 
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 
@@ -482,6 +482,26 @@ def test_a_server_that_stays_away_is_an_error_in_time(server: Server) -> None:
     with pytest.raises(ChannelBroken, match="get of consumer 2: "):
         source.get()
     assert "out of reach" in repr(iq)
+
+
+def client_without_timeouts(port: int) -> Any:
+    return redis.Redis(port=port, socket_timeout=None, socket_connect_timeout=None)
+
+
+def test_a_client_without_a_time_out_does_not_wait_for_ever(server: Server) -> None:
+    """Nor does it with retries of its own: they are not asked for."""
+    iq = server.connect(url=partial(client_without_timeouts, server.port), retry_s=1.0)
+    out = iq.get_producer()
+    out.put(1)
+    server.signal(signal.SIGSTOP)
+    waiting = Background(lambda: out.put(2))
+    with pytest.raises(
+        ChannelBroken, match=r"put of producer 1: the server at .*was sent, and not"
+    ):
+        waiting.end()
+    server.signal(signal.SIGCONT)
+    with server.client() as client:
+        wait_until(lambda: client.llen("iq:{q1}:items") >= 1, "it goes on")
 
 
 def test_no_memory_left(server: Server) -> None:

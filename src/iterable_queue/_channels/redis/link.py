@@ -66,8 +66,12 @@ class Link:
         pool: Any = _client_of(settings.source).connection_pool
         self._pool = pool
         self._connection: Any = pool.make_connection()
-        self._connect_s: float = getattr(self._connection, "socket_connect_timeout", CONNECT_S)
-        self._answer_s: float = getattr(self._connection, "socket_timeout", ANSWER_S)
+        # A client of one's own may have no time-outs, or make attempts that nobody counts here.
+        self._connect_s: float = (
+            getattr(self._connection, "socket_connect_timeout", None) or CONNECT_S
+        )
+        self._answer_s: float = getattr(self._connection, "socket_timeout", None) or ANSWER_S
+        self._connection.retry = _no_retries()
         # Where this is garbage with all that refers to it, its socket is closed before that is
         # collected as well, and warns.
         weakref.finalize(self, self._connection.disconnect).atexit = False
@@ -350,8 +354,6 @@ def _client_of(source: str | Callable[[], Any]) -> Any:
     """A client of the server. Raises ChannelBroken where there is no `redis` package."""
     try:
         redis: Any = import_module("redis")
-        retry: Any = import_module("redis.retry")
-        backoff: Any = import_module("redis.backoff")
     except ImportError as error:
         raise ChannelBroken(
             "a queue on a server needs the package redis: pip install 'iterable-queue[redis]'"
@@ -362,11 +364,17 @@ def _client_of(source: str | Callable[[], Any]) -> Any:
     # says goes before these.
     return redis.Redis.from_url(
         source,
-        retry=retry.Retry(backoff.NoBackoff(), 0),
+        retry=_no_retries(),
         socket_timeout=ANSWER_S,
         socket_connect_timeout=CONNECT_S,
         protocol=2,
     )
+
+
+def _no_retries() -> Any:
+    retry: Any = import_module("redis.retry")
+    backoff: Any = import_module("redis.backoff")
+    return retry.Retry(backoff.NoBackoff(), 0)
 
 
 def _said(error: Exception | None) -> str:
