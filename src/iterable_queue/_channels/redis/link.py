@@ -89,6 +89,8 @@ class Link:
         self._no_script: Any = errors.NoScriptError
         self._refusals: Any = errors.ResponseError
         self._out_of_memory: Any = errors.OutOfMemoryError
+        self._denials: Any = (errors.AuthenticationError, errors.AuthorizationError)
+        """Of `redis`, these are ConnectionErrors; but to try again would change nothing."""
         self._breaks: Any = (
             errors.ConnectionError,
             errors.TimeoutError,
@@ -177,6 +179,12 @@ class Link:
                     errno.ENOSPC,
                     f"the server at {self.address} has reached its memory limit (maxmemory): "
                     f"nothing was changed by {what or script.name}",
+                ) from error
+            except self._denials as error:
+                self.drop()
+                raise ChannelBroken(
+                    f"{what or script.name}: the server at {self.address} lets nobody in with "
+                    f"this user and password: {error}"
                 ) from error
             except self._breaks as error:
                 self.drop()
