@@ -17,6 +17,7 @@ from functools import partial
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -640,6 +641,33 @@ def test_pools(server: Server, processes: Processes, method: str) -> None:
     source = results.get_consumer()
     assert sum(source) == sum(range(300))
     assert processes.join() == [0] * 6
+
+
+def test_that_a_process_was_started_is_noted_later_if_it_is_told_inside_a_call(
+    server: Server,
+) -> None:
+    """As on one machine: the collector may find the end of a launch anywhere."""
+    iq = server.connect(name="q")
+    out: Any = iq.get_producer()
+    core: Any = iq._core
+    heir, here, there = core.transact(core._make_heir)
+    closed = list[bool]()
+    launch: Any = SimpleNamespace(
+        popen=SimpleNamespace(pid=os.getpid()),
+        client=heir,
+        here=here,
+        numbers=[out.number],
+        close_copy=lambda: closed.append(True),
+    )
+    core.transact(core.launched, launch)
+    assert closed == [True]
+    core.transact(lambda: None)
+    with server.client() as client:
+        assert int(client.hget(f"iq:{{q}}:e:{out.number}", "o")) == heir
+        os.close(there)
+        wait_until(lambda: not client.exists(f"iq:{{q}}:k:{heir}"), "its end is seen")
+    assert launch.here == -1
+    iq.cancel()
 
 
 def test_importing_the_package_imports_no_client() -> None:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
@@ -113,6 +114,8 @@ class RedisCore(Core):
         self._life = -1
         """The end of such a pipe that shows the life of this process."""
         self._launching: dict[int, _Launch] = {}
+        self._late: deque[_Launch] = deque()
+        """Launches that have ended, which is to be noted yet."""
         self._maker = 0, ""
         self.made = False
         self.address = Address(settings, id_)
@@ -374,25 +377,25 @@ class RedisCore(Core):
             pass  # out of reach, or busy: the next call goes on with it
 
     def _bury_dropped(self) -> None:
-        if not self._is_here:
+        if not self._is_here or not self._note_late():
             return  # nobody at the server would be meant
         while self._dropped and not self.ledger.head[cells_.HOLDER]:
             slot, number = self._dropped[0]
             if self._left or self.link.loss:
                 self._dropped.clear()
                 return
-            if not self._has_buried(slot, number):
+            if not self._in_time(partial(self._bury, slot, number)):
                 return
             self._dropped.popleft()
 
-    def _has_buried(self, slot: int, number: int) -> bool:
+    def _in_time(self, transition: Callable[[], object]) -> bool:
         """False: the server was out of reach; the next call goes on with it.
 
         The call that comes upon it is not kept for as long as it would try by itself.
         """
-        bury = partial(self.ledger.transact, self._bury, slot, number)
+        transact = partial(self.ledger.transact, transition)
         try:
-            self.link.until(time.monotonic() + 2 * BRIEFLY_S, bury)
+            self.link.until(time.monotonic() + 2 * BRIEFLY_S, transact)
         except Late:
             return False
         return True
@@ -505,6 +508,9 @@ class RedisCore(Core):
         for launch in self._launching.values():
             launch.close()
         self._launching = {}
+        for launch in self._late:
+            launch.close()
+        self._late.clear()
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.forget()
@@ -580,19 +586,40 @@ class RedisCore(Core):
 
     def launched(self, launch: _Launch) -> None:
         """Starting a process has come to its end, well or not."""
+        _forks.undisturbed(self._end_launch, launch)
+        try:
+            self.transact(self._launched, launch)
+        except (WouldDeadlock, Late):
+            self._late.append(launch)  # the collector came upon it, inside another call
+
+    def _end_launch(self, launch: _Launch) -> None:
         self._launching.pop(id(launch.popen), None)
+        launch.close_copy()
+
+    def _launched(self, launch: _Launch) -> None:
         pid: int | None = getattr(launch.popen, "pid", None)
         try:
             if pid is None:
-                self.transact(self.link.call, DEAD, launch.client, "")
+                self.link.call(DEAD, launch.client, "")
             else:
-                self.transact(self.link.call, ASSIGN, launch.client, pid, *launch.numbers)
+                self.link.call(ASSIGN, launch.client, pid, *launch.numbers)
         except (ChannelBroken, OSError):
             pass  # the next call says so
-        if pid is not None and launch.here >= 0:
-            here, launch.here = launch.here, -1
+        # Only now, or it could be told that the child has ended before what it was given is its.
+        here, launch.here = launch.here, -1
+        if pid is not None and here >= 0:
             self._guard(here, launch.client, pid)
-        launch.close()
+        elif here >= 0:
+            os.close(here)
+
+    def _note_late(self) -> bool:
+        """Note the launches of which this was told inside another call. False: out of reach."""
+        while self._late and not self.ledger.head[cells_.HOLDER]:
+            launch = self._late[0]
+            if not self._in_time(partial(self._launched, launch)):
+                return False
+            self._late.popleft()
+        return True
 
     def adopt(self, client: int, fd: int) -> None:
         """This process was started with a client made for it, and inherited a pipe's end."""
@@ -620,6 +647,7 @@ class RedisCore(Core):
         try:
             if self._is_here and not self.link.loss:
                 with self.runtime.lock_within(LEAVE_S):
+                    self._note_late()
                     leave = partial(self.ledger.transact, self._leave, how, cause)
                     self.link.until(time.monotonic() + LEAVE_S, leave)
         except Exception:
@@ -628,6 +656,9 @@ class RedisCore(Core):
         if listener is not None:
             listener.stop()
         self.link.drop()
+        for launch in self._late:
+            launch.close()
+        self._late.clear()
         life, self._life = self._life, -1
         if life >= 0:
             os.close(life)
@@ -675,10 +706,17 @@ class _Launch:
         weakref.finalize(watched, _launched, weakref.ref(core), self).atexit = False
 
     def close(self) -> None:
-        for fd in (self._there, self.here):
-            if fd >= 0:
-                os.close(fd)
-        self._there = self.here = -1
+        """Let go of both ends."""
+        self.close_copy()
+        here, self.here = self.here, -1
+        if here >= 0:
+            os.close(here)
+
+    def close_copy(self) -> None:
+        """Let go of the child's end: where it was started, it has that now, and it alone."""
+        there, self._there = self._there, -1
+        if there >= 0:
+            os.close(there)
 
 
 def _launched(reference: weakref.ref[RedisCore], launch: _Launch) -> None:
