@@ -175,7 +175,7 @@ class Endpoint:
         """Take the endpoint for this process and mark it as used; or raise why that can't be."""
         core = self._core
         if self._lost is None and not core.arrive(deadline):
-            raise Full if puts else Empty
+            raise (Full if puts else Empty)(core.not_in_time)
         self._check_open(ProducerClosed if puts else None)
         core.register()
         try:
@@ -184,7 +184,7 @@ class Endpoint:
             self._check_open(ProducerClosed if puts else None)  # by another thread, just now
             raise
         if not used:
-            raise Full if puts else Empty
+            raise (Full if puts else Empty)(core.not_in_time)
 
     def _check_open(self, closed: type[Exception] | None = None) -> None:
         if self._lost is not None:

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
+from queue import Empty, Full
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from iterable_queue import _cells as cells_
@@ -230,6 +231,10 @@ class RedisCore(Core):
         silent = self.ledger.silent_ms.get(process)
         return silent is not None and silent <= self.settings.expiry_s * 1000
 
+    @property
+    def not_in_time(self) -> str:  # type: ignore[override]
+        return f"the server at {self.link.address} gave no answer in time"
+
     def look(self) -> None:
         _news.tell()
 
@@ -323,7 +328,15 @@ class RedisCore(Core):
             hand: Hand | None = endpoint._hands.get(threading.get_ident())  # pyright: ignore[reportPrivateUsage]
             if hand is not None and hand.own is not None and deadline is None:
                 hand.own.gather(hand, self.ledger.now())
-        return super().wait(partial(self._tried, attempt, deadline), condition, deadline, endpoint)
+        silence = [self.not_in_time]  # also of who had the lock until then
+        trying = partial(self._tried, attempt, deadline, silence)
+        if super().wait(trying, condition, deadline, endpoint):
+            return True
+        if silence and condition is self.runtime.items:
+            raise Empty(f"{silence[0]}; nothing was taken")
+        if silence and condition is self.runtime.room:
+            raise Full(f"{silence[0]}; nothing was put")
+        return False
 
     def awaiting(
         self,
@@ -334,18 +347,25 @@ class RedisCore(Core):
     ) -> Any:
         self.ledger.tells_at_once = True
         return super().awaiting(
-            partial(self._tried, attempt, deadline), condition, deadline, endpoint
+            partial(self._tried, attempt, deadline, []), condition, deadline, endpoint
         )
 
-    def _tried(self, attempt: Callable[[], bool], deadline: float | None) -> bool:
-        """*attempt*, as one of a call that waits until *deadline*. Lock held."""
+    def _tried(
+        self, attempt: Callable[[], bool], deadline: float | None, silence: list[str]
+    ) -> bool:
+        """*attempt*, as one of a call that waits until *deadline*. Lock held.
+
+        *silence* has what is to be said of it then, if the server has given no answer to it.
+        """
         ledger = self.ledger
+        silence.clear()
         before, ledger.waits = ledger.waits, deadline != 0.0
         try:
             if deadline is None:
                 return attempt()
             return self.link.until(max(deadline, time.monotonic() + BRIEFLY_S), attempt)
-        except Late:
+        except Late as error:
+            silence.append(str(error))  # the error itself would keep frames, and these the queue
             return False
         finally:
             ledger.waits = before
@@ -359,7 +379,7 @@ class RedisCore(Core):
             return True
 
         while not done:
-            if not super().transact_until(deadline, partial(self._tried, attempt, deadline)):
+            if not super().transact_until(deadline, partial(self._tried, attempt, deadline, [])):
                 return False
             if deadline is not None and time.monotonic() >= deadline:
                 break
@@ -648,8 +668,9 @@ class RedisCore(Core):
             if self._is_here and not self.link.loss:
                 with self.runtime.lock_within(LEAVE_S):
                     self._note_late()
-                    leave = partial(self.ledger.transact, self._leave, how, cause)
-                    self.link.until(time.monotonic() + LEAVE_S, leave)
+                    leave = partial(self._leave, how, cause)
+                    transact = partial(self.ledger.transact, leave)
+                    self.link.until(time.monotonic() + LEAVE_S, transact)
         except Exception:
             pass  # the others find out when it is not heard any more
         listener, self._listener = self._listener, None

@@ -184,8 +184,8 @@ class RedisLedger(Ledger):
             except Late as error:
                 if self.link.is_unsure:
                     raise ChannelBroken(
-                        f"{what}: {error} within the time-out; whether the item was put is not "
-                        "known, since it was sent and not answered"
+                        f"{what}: {error}; whether the item was put is not known, since it was "
+                        "sent and not answered"
                     ) from error
                 raise
             self.head[STATE] = state

@@ -260,7 +260,10 @@ class Link:
         """Before another attempt; raises where there is to be none."""
         now = time.monotonic()
         if self.deadline is not None and now + pause_s >= self.deadline:
-            raise Late(f"the server at {self.address}: {_said(error)}") from error
+            raise Late(
+                f"the server at {self.address} gave no answer in time, the last time for "
+                f"{_said(error)}"
+            ) from error
         if now + pause_s >= until:
             sure = (
                 "; whether the call was made is not known: it was sent, and not answered"
