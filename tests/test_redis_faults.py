@@ -551,7 +551,7 @@ def test_a_read_only_server_is_waited_for(server: Server) -> None:
     with server.client() as client:
         client.replicaof("127.0.0.1", 1)
         waiting = Background(lambda: out.put(2))
-        wait_until(lambda: iq._core.link.busy is not None, "it puts")  # type: ignore[attr-defined]
+        wait_until(lambda: "errorstat_READONLY" in client.info("errorstats"), "one is refused")
         client.replicaof("NO", "ONE")
     waiting.end()
     assert iq.qsize() == 2
