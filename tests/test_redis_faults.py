@@ -6,6 +6,7 @@ what they were handed, in files of their own.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import gc
 import os
@@ -485,6 +486,57 @@ def test_a_server_that_stays_away_is_an_error_in_time(server: Server) -> None:
     with pytest.raises(ChannelBroken, match="get of consumer 2: "):
         source.get()
     assert "out of reach" in repr(iq)
+
+
+def test_an_event_loop_goes_on_while_the_server_stands_still(server: Server) -> None:
+    """A get that waits in it has it for a moment at a time; then it goes on where it was."""
+    iq = server.connect(expiry_s=60.0)
+    out, source = iq.get_producer(), iq.get_consumer()
+    out.put(0)
+    longest_s = 0.0
+
+    async def tick() -> None:
+        nonlocal longest_s
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.01)
+            longest_s = max(longest_s, time.monotonic() - before)
+
+    async def main() -> None:
+        assert await source.aget() == 0
+        ticking = asyncio.create_task(tick())
+        server.signal(signal.SIGSTOP)
+        for _ in range(2):
+            with pytest.raises(Empty, match="gave no answer in time"):
+                await source.aget(timeout=3.0)
+            assert await iq.ajoin(3.0) is False
+        waiting = asyncio.create_task(source.aget())
+        await asyncio.sleep(0)
+        server.signal(signal.SIGCONT)
+        out.put_many([1, 2])
+        assert await asyncio.wait_for(waiting, 30) == 1
+        assert await source.aget(timeout=30) == 2
+        ticking.cancel()
+
+    asyncio.run(main())
+    assert longest_s < 3.0, "and not the five seconds that an answer is waited for"
+    iq.cancel()
+
+
+def test_a_coroutine_is_told_that_the_server_stays_away(server: Server) -> None:
+    iq = server.connect(retry_s=0.5)
+    source = iq.get_consumer()
+    unused = iq.get_consumer()
+
+    async def main() -> None:
+        with pytest.raises(Empty, match="nothing came in time"):
+            await source.aget(timeout=0.1)
+        server.kill()
+        for consumer in (source, unused):
+            with pytest.raises(ChannelBroken, match="gave no answer in time"):
+                await consumer.aget()
+
+    asyncio.run(main())
 
 
 def client_without_timeouts(port: int) -> Any:

@@ -224,6 +224,8 @@ class Core:
     """In Python's development mode, what tells of endpoints that were dropped without a close."""
     not_in_time = "another call had the queue's lock for too long"
     """Why a call that had a time-out could not even take its endpoint into use."""
+    patience_s = math.inf
+    """For how long a coroutine that has no time-out tries that, in seconds."""
     queue_slot = 2
     """The slot of the queue itself: the second to be opened, after that of its maker's process."""
 

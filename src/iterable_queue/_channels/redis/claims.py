@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from iterable_queue._channel import ENTRY_BYTES, Hand
 from iterable_queue._channels.redis.calls import KEEP, QUIET
-from iterable_queue._channels.redis.link import BRIEFLY_S, Late
+from iterable_queue._channels.redis.link import BRIEFLY_S, LOOP_S, Late
 from iterable_queue._core import IN_LOOP
 from iterable_queue._runtime import is_lock_busy
 
@@ -81,7 +81,8 @@ class Claim:
         """
         if self.permits < 1:
             return False
-        until = max(deadline, time.monotonic() + BRIEFLY_S)
+        least_s = LOOP_S if deadline == IN_LOOP else BRIEFLY_S
+        until = max(deadline, time.monotonic() + least_s)
         while (taken := self._take_until(until)) is None:
             if time.monotonic() >= until:
                 if deadline == IN_LOOP:

@@ -8,6 +8,7 @@ client, and the endpoints it is given, before it runs.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import sys
@@ -52,7 +53,7 @@ from iterable_queue._channels.redis.calls import (
 )
 from iterable_queue._channels.redis.channel import RedisChannel
 from iterable_queue._channels.redis.ledger import CHUNK, RedisLedger
-from iterable_queue._channels.redis.link import BRIEFLY_S, Late, Link
+from iterable_queue._channels.redis.link import BRIEFLY_S, LOOP_S, Late, Link
 from iterable_queue._channels.redis.listener import SLEEPERS, Listener
 from iterable_queue._channels.redis.runtime import RedisRuntime
 from iterable_queue._channels.redis.sealer import Sealer
@@ -71,6 +72,8 @@ R = TypeVar("R")
 
 VERSION: Final = "iterable_queue 1"
 """What the keys mean; a queue of another one is refused."""
+LOOP_SHARE: Final = 4
+"""While the server is away, an event loop has so much more time than each attempt takes it."""
 LEAVE_S: Final = 1.0
 """For how long a process that leaves tries to say so, in seconds."""
 
@@ -235,6 +238,10 @@ class RedisCore(Core):
     def not_in_time(self) -> str:  # type: ignore[override]
         return f"the server at {self.link.address} gave no answer in time"
 
+    @property
+    def patience_s(self) -> float:  # type: ignore[override]
+        return self.settings.retry_s
+
     def look(self) -> None:
         _news.tell()
 
@@ -346,9 +353,65 @@ class RedisCore(Core):
         endpoint: Endpoint | None = None,
     ) -> Any:
         self.ledger.tells_at_once = True
-        return super().awaiting(
-            partial(self._tried, attempt, deadline, []), condition, deadline, endpoint
-        )
+        if condition is self.runtime.room:
+            # A put that was sent is not given up: nobody could know whether it was made.
+            trying = partial(self._tried, attempt, deadline, [])
+            return super().awaiting(trying, condition, deadline, endpoint)
+        return self._awaiting(attempt, condition, deadline, endpoint)
+
+    async def _awaiting(
+        self,
+        attempt: Callable[[], bool],
+        condition: Condition,
+        deadline: float | None,
+        endpoint: Endpoint | None,
+    ) -> bool:
+        """One that may be given up: the event loop has its turn while the server is away.
+
+        What a get that was given up has taken goes back with the next attempt.
+        """
+        from asyncio import sleep
+
+        away_since = math.inf
+        link = self.link
+        # Over a long way, an answer takes longer than that.
+        patience_s = min(max(LOOP_S, 4 * link.trip_s), BRIEFLY_S)
+
+        def trying() -> bool:
+            nonlocal away_since, patience_s
+            done = self._tried_in_loop(attempt, patience_s)
+            away_since = math.inf
+            patience_s = min(max(LOOP_S, 4 * link.trip_s), BRIEFLY_S)
+            return done
+
+        while True:
+            try:
+                return await super().awaiting(trying, condition, deadline, endpoint)
+            except Late as error:
+                said = str(error)
+            now = time.monotonic()
+            away_since = min(away_since, now)
+            if deadline is not None and now >= deadline:
+                if condition is self.runtime.items:
+                    raise Empty(f"{said}; nothing was taken")
+                return False
+            if now - away_since >= self.settings.retry_s:
+                raise ChannelBroken(
+                    f"{said}. Call again once it is back; retry_s says how long a call tries"
+                )
+            pause_s = LOOP_SHARE * patience_s
+            await sleep(pause_s if deadline is None else min(pause_s, deadline - now))
+            # And a connection takes longer to be made than an answer takes.
+            patience_s = min(2 * patience_s, BRIEFLY_S)
+
+    def _tried_in_loop(self, attempt: Callable[[], bool], patience_s: float) -> bool:
+        """*attempt*, as one of a coroutine's that waits. Lock held. Raises Late."""
+        ledger = self.ledger
+        before, ledger.waits = ledger.waits, True
+        try:
+            return self.link.until(time.monotonic() + patience_s, attempt)
+        finally:
+            ledger.waits = before
 
     def _tried(
         self, attempt: Callable[[], bool], deadline: float | None, silence: list[str]

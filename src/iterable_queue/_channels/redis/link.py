@@ -30,6 +30,8 @@ from iterable_queue._errors import ChannelBroken, WouldDeadlock
 BRIEFLY_S: Final = 0.5
 """A call with a time-out, or one that does not wait, tries to reach the server for as long as this
 at least, in seconds: less would be in vain where a connection must be made."""
+LOOP_S: Final = 0.05
+"""The same for a coroutine, at first: its event loop stands still meanwhile."""
 PAUSES_S: Final = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)
 """Between two attempts to reach the server."""
 CONNECT_S: Final = 3.0
@@ -56,6 +58,7 @@ class Link:
         deadline: of the call that is being made, on the monotonic clock; None: `retry_s` from now.
             Set by `until`.
         is_unsure: the last call that was given up may have been made, or may yet be.
+        trip_s: how long the last call took that was answered, in seconds.
         calls: how many were made; round trips, for the curious.
     """
 
@@ -81,6 +84,7 @@ class Link:
         self.is_unsure = False
         self.busy = False
         self.calls = 0
+        self.trip_s = 0.0
         self.restore: Callable[[], Iterable[bytes]] = tuple
         """Commands to be made, unanswered, on a new connection before anything else."""
         self._number = 0
@@ -164,12 +168,14 @@ class Link:
                 if self._is_new:
                     self._begin()
                 connection = self._connection
+                began = time.monotonic()
                 connection.send_packed_command((data,), False)
                 self.is_unsure = True
                 if self.deadline is not None:
                     self._await_answer()
                 answer = connection.read_response(True)
                 self.is_unsure = False
+                self.trip_s = time.monotonic() - began
                 return answer
             except self._no_script:
                 data = script.packed(self._key, arguments, whole=True)
