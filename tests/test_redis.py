@@ -11,11 +11,13 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -151,13 +153,18 @@ def test_a_server_that_is_not_there_is_named_without_the_password() -> None:
     assert "secret-word" not in str(caught.value)
 
 
-def test_a_wrong_password_is_refused_at_once(tmp_path: Path, server: Server) -> None:
+def test_a_wrong_password_is_refused_at_once(server: Server) -> None:
+    """It is not tried again, for half a minute: nothing would change."""
     with server.client() as client:
         client.config_set("requirepass", "secret-word")
-        url = server.url.replace("redis://", "redis://:wrong-word@")
-        with pytest.raises(ChannelBroken) as caught:
-            IterableQueue[Any].connect(url, name="n", retry_s=0.2)
-        assert "wrong-word" not in str(caught.value)
+        for user in ("", "nobody"):
+            url = server.url.replace("redis://", f"redis://{user}:wrong-word@")
+            began = time.monotonic()
+            with pytest.raises(ChannelBroken, match=r"^connect: .* lets nobody in") as caught:
+                IterableQueue[Any].connect(url, name="n")
+            assert time.monotonic() - began < 15.0
+            assert "could not be reached" not in str(caught.value)
+            assert "wrong-word" not in str(caught.value)
         url = server.url.replace("redis://", "redis://:secret-word@")
         assert "secret-word" not in repr(IterableQueue[Any].connect(url, name="n"))
         client.config_set("requirepass", "")
@@ -639,6 +646,33 @@ def test_pools(server: Server, processes: Processes, method: str) -> None:
     source = results.get_consumer()
     assert sum(source) == sum(range(300))
     assert processes.join() == [0] * 6
+
+
+def test_that_a_process_was_started_is_noted_later_if_it_is_told_inside_a_call(
+    server: Server,
+) -> None:
+    """As on one machine: the collector may find the end of a launch anywhere."""
+    iq = server.connect(name="q")
+    out: Any = iq.get_producer()
+    core: Any = iq._core
+    heir, here, there = core.transact(core._make_heir)
+    closed = list[bool]()
+    launch: Any = SimpleNamespace(
+        popen=SimpleNamespace(pid=os.getpid()),
+        client=heir,
+        here=here,
+        numbers=[out.number],
+        close_copy=lambda: closed.append(True),
+    )
+    core.transact(core.launched, launch)
+    assert closed == [True]
+    core.transact(lambda: None)
+    with server.client() as client:
+        assert int(client.hget(f"iq:{{q}}:e:{out.number}", "o")) == heir
+        os.close(there)
+        wait_until(lambda: not client.exists(f"iq:{{q}}:k:{heir}"), "its end is seen")
+    assert launch.here == -1
+    iq.cancel()
 
 
 def test_importing_the_package_imports_no_client() -> None:

@@ -6,6 +6,7 @@ what they were handed, in files of their own.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import gc
 import os
@@ -14,11 +15,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,8 +36,9 @@ from iterable_queue import (
     Producer,
     ProducerFailed,
 )
+from iterable_queue._core import Core
 from tests.conftest import FORKS, Processes, wait_until
-from tests.redis_server import Proxy, Server, need_redis
+from tests.redis_server import Proxy, Server, need_redis, redis
 
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 
@@ -212,6 +217,39 @@ def test_who_was_taken_for_dead_is_told(server: Server) -> None:
         source.get()
 
 
+def test_descriptors_that_the_listener_has_closed_are_not_used_again(
+    server: Server, tmp_path: Path
+) -> None:
+    """They may be somebody else's by then: whoever drops the queue, or forks, wrote to them."""
+    iq = server.connect(expiry_s=0.6)
+    core: Any = iq._core
+    listener = core._listener
+    guarded, guarding = os.pipe()
+    late, other = os.pipe()
+    listener.guard(guarded, 1, 0)
+    numbers = [listener._wake_end, listener._wake, guarded]
+    with open(tmp_path / "mine", "w+b", buffering=0) as mine, server.client() as client:
+        client.flushall()
+        listener.thread.join(20)
+        assert not listener.thread.is_alive()
+        for number in numbers:
+            os.dup2(mine.fileno(), number)
+        core._guard(late, 1, 0)
+        listener.stop()
+        listener.forget()
+        assert listener.ended() == []
+        with pytest.raises(OSError, match="Bad file"):
+            os.fstat(late)  # nobody watches it, so it is closed
+        for number in numbers:
+            assert os.path.sameopenfile(number, mine.fileno())
+            os.close(number)
+        assert mine.read() == b""
+    os.close(other)
+    os.close(guarding)
+    with pytest.raises(ChannelBroken):
+        iq.qsize()
+
+
 # The server
 
 
@@ -249,18 +287,107 @@ def test_the_server_stands_still_for_five_seconds(server: Server) -> None:
 
 
 def test_timeouts_hold_while_the_server_stands_still(server: Server) -> None:
-    iq = server.connect(expiry_s=20.0)
+    """Also those of the calls that find the connection broken, and have to make it again."""
+    iq = server.connect(expiry_s=60.0)
     out, source = iq.get_producer(), iq.get_consumer()
     out.put(1)
     assert source.get() == 1
     server.signal(signal.SIGSTOP)
-    with pytest.raises(Empty):
-        source.get(timeout=0.7)
-    with pytest.raises((Full, ChannelBroken)):
-        out.put(2, timeout=0.7)
+    began = time.monotonic()
+    for _ in range(3):
+        with pytest.raises(Empty, match=r"gave no answer in time, .*; nothing was taken"):
+            source.get(timeout=0.2)
+        with pytest.raises(Empty, match=r"gave no answer in time, .*; nothing was taken"):
+            source.get_nowait()
+        # The connection has to be made, so nothing was sent.
+        with pytest.raises(Full, match=r"gave no answer in time, .*; nothing was put"):
+            out.put(2, timeout=0.2)
+        assert iq.join(0.2) is False
+    assert time.monotonic() - began < 30.0, "half a second each, and not five"
     server.signal(signal.SIGCONT)
     assert iq.join(0.0) is False
+    with pytest.raises(Empty, match="nothing came in time"):
+        source.get(timeout=0.1)
     iq.cancel()
+
+
+@pytest.mark.parametrize("road", ["an argument", "inherited"])
+@FORKS
+def test_timeouts_hold_for_the_first_call_of_a_process(
+    server: Server, processes: Processes, road: str
+) -> None:
+    context = get_context("fork")
+    iq = server.connect(expiry_s=60.0)
+    source = iq.get_consumer()
+    go, (answers, say) = context.Event(), context.Pipe(False)
+
+    def first(given: Consumer[int]) -> None:
+        go.wait(20)
+        began = time.monotonic()
+        joined = iq.join(0.2)
+        with pytest.raises(Empty, match="gave no answer in time"):
+            given.get(timeout=0.2)
+        go.clear()
+        say.send((joined, time.monotonic() - began))
+        go.wait(20)
+        say.send(given.get(timeout=20))
+
+    child = partial(first, source) if road == "inherited" else first
+    args = () if road == "inherited" else (source,)
+    processes.start(context.Process(target=child, args=args))
+    server.signal(signal.SIGSTOP)
+    go.set()
+    assert answers.poll(40)
+    joined, took_s = answers.recv()
+    server.signal(signal.SIGCONT)
+    assert joined is False
+    assert took_s < 8.0, "half a second each, and not five or more"
+    iq.get_producer().put(7)
+    go.set()
+    assert answers.poll(20)
+    assert answers.recv() == 7
+    processes.join()
+    with server.client() as client:
+        assert client.zcard("iq:{q1}:beats") <= 2, "it joined once"
+
+
+def test_dropping_an_endpoint_leaves_no_deadline_of_another_thread(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would ever take it back: each later call would be given up at once."""
+    core: Any = server.connect()._core
+    inside, dropping, has_ended = threading.Event(), threading.Event(), threading.Event()
+
+    def attempt() -> bool:
+        assert core.link.deadline is not None
+        inside.set()
+        return dropping.wait(20)
+
+    def drop(*_args: object) -> None:
+        dropping.set()
+        assert has_ended.wait(20)
+
+    monkeypatch.setattr(Core, "drop", drop)
+    timed = Background(lambda: core.wait(attempt, core.runtime.items, time.monotonic() + 20))
+    assert inside.wait(20)
+    dropped = Background(lambda: core.drop(99, 99))
+    timed.end()
+    has_ended.set()
+    dropped.end()
+    assert core.link.deadline is None
+
+
+def test_a_look_that_takes_too_long_says_that_the_server_is_out_of_reach(server: Server) -> None:
+    iq = server.connect(expiry_s=20.0)
+    core: Any = iq._core
+    producer: Any = iq.get_producer()
+    server.signal(signal.SIGSTOP)
+    with pytest.raises(ChannelBroken, match="no answer in time"):
+        core.describe()
+    with pytest.raises(ChannelBroken, match="the server at"):
+        core.whose(producer.slot, producer.number)
+    server.signal(signal.SIGCONT)
+    assert "open" in repr(producer)
 
 
 def test_what_a_get_that_was_given_up_has_taken_comes_back(server: Server) -> None:
@@ -282,6 +409,47 @@ def test_what_a_get_that_was_given_up_has_taken_comes_back(server: Server) -> No
     assert list(source) == [1, 2, 3]
     assert iq.join(10)
     assert iq.statistics().lost == 0
+
+
+def with_a_claim(source: Any) -> list[int]:
+    """Take items until some are claimed ahead, which the server is to be asked about first."""
+    got: list[int] = []
+    claim: Any = None
+    while claim is None or claim.permits < 5:
+        got.append(source.get())
+        claim = next(iter(source._hands.values())).own.claim
+    claim._sure_until = 0.0
+    return got
+
+
+def test_timeouts_hold_for_what_was_claimed_before(server: Server) -> None:
+    """Nothing is taken by a call that was given up; the others get all, in order."""
+    iq = server.connect(expiry_s=60.0, retry_s=50.0)
+    with iq, iq.get_producer() as out:
+        source = iq.get_consumer()
+        out.put_many(range(4000))
+    got = with_a_claim(source)
+    server.signal(signal.SIGSTOP)
+    began = time.monotonic()
+    for call in (partial(source.get, timeout=0.2), source.get_nowait, source.get_nowait):
+        with pytest.raises(Empty, match="gave no answer in time; nothing was taken"):
+            call()
+    assert time.monotonic() - began < 20.0
+    server.signal(signal.SIGCONT)
+    got += source
+    assert got == list(range(4000))
+    assert iq.join(10)
+    assert iq.statistics().lost == 0
+
+
+def test_who_asks_about_its_claim_is_named_as_elsewhere(server: Server) -> None:
+    iq = server.connect(retry_s=0.5)
+    iq.get_producer().put_many(range(4000))
+    source = iq.get_consumer()
+    with_a_claim(source)
+    server.kill()
+    with pytest.raises(ChannelBroken, match=r"^get of consumer 2: the server at"):
+        source.get()
 
 
 def test_what_put_returned_for_survives_the_server(durable: Server) -> None:
@@ -318,6 +486,77 @@ def test_a_server_that_stays_away_is_an_error_in_time(server: Server) -> None:
     with pytest.raises(ChannelBroken, match="get of consumer 2: "):
         source.get()
     assert "out of reach" in repr(iq)
+
+
+def test_an_event_loop_goes_on_while_the_server_stands_still(server: Server) -> None:
+    """A get that waits in it has it for a moment at a time; then it goes on where it was."""
+    iq = server.connect(expiry_s=60.0)
+    out, source = iq.get_producer(), iq.get_consumer()
+    out.put(0)
+    longest_s = 0.0
+
+    async def tick() -> None:
+        nonlocal longest_s
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.01)
+            longest_s = max(longest_s, time.monotonic() - before)
+
+    async def main() -> None:
+        assert await source.aget() == 0
+        ticking = asyncio.create_task(tick())
+        server.signal(signal.SIGSTOP)
+        for _ in range(2):
+            with pytest.raises(Empty, match="gave no answer in time"):
+                await source.aget(timeout=3.0)
+            assert await iq.ajoin(3.0) is False
+        waiting = asyncio.create_task(source.aget())
+        await asyncio.sleep(0)
+        server.signal(signal.SIGCONT)
+        out.put_many([1, 2])
+        assert await asyncio.wait_for(waiting, 30) == 1
+        assert await source.aget(timeout=30) == 2
+        ticking.cancel()
+
+    asyncio.run(main())
+    assert longest_s < 3.0, "and not the five seconds that an answer is waited for"
+    iq.cancel()
+
+
+def test_a_coroutine_is_told_that_the_server_stays_away(server: Server) -> None:
+    iq = server.connect(retry_s=0.5)
+    source = iq.get_consumer()
+    unused = iq.get_consumer()
+
+    async def main() -> None:
+        with pytest.raises(Empty, match="nothing came in time"):
+            await source.aget(timeout=0.1)
+        server.kill()
+        for consumer in (source, unused):
+            with pytest.raises(ChannelBroken, match="gave no answer in time"):
+                await consumer.aget()
+
+    asyncio.run(main())
+
+
+def client_without_timeouts(port: int) -> Any:
+    return redis.Redis(port=port, socket_timeout=None, socket_connect_timeout=None)
+
+
+def test_a_client_without_a_time_out_does_not_wait_for_ever(server: Server) -> None:
+    """Nor does it with retries of its own: they are not asked for."""
+    iq = server.connect(url=partial(client_without_timeouts, server.port), retry_s=1.0)
+    out = iq.get_producer()
+    out.put(1)
+    server.signal(signal.SIGSTOP)
+    waiting = Background(lambda: out.put(2))
+    with pytest.raises(
+        ChannelBroken, match=r"put of producer 1: the server at .*was sent, and not"
+    ):
+        waiting.end()
+    server.signal(signal.SIGCONT)
+    with server.client() as client:
+        wait_until(lambda: client.llen("iq:{q1}:items") >= 1, "it goes on")
 
 
 def test_no_memory_left(server: Server) -> None:
@@ -364,7 +603,7 @@ def test_a_read_only_server_is_waited_for(server: Server) -> None:
     with server.client() as client:
         client.replicaof("127.0.0.1", 1)
         waiting = Background(lambda: out.put(2))
-        wait_until(lambda: iq._core.link.busy is not None, "it puts")  # type: ignore[attr-defined]
+        wait_until(lambda: "errorstat_READONLY" in client.info("errorstats"), "one is refused")
         client.replicaof("NO", "ONE")
     waiting.end()
     assert iq.qsize() == 2

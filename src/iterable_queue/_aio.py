@@ -42,6 +42,7 @@ from typing import TYPE_CHECKING, Final, TypeVar, cast
 from iterable_queue._channel import EMPTY
 from iterable_queue._core import Waiting, check_limit
 from iterable_queue._endpoints import TURN_NS
+from iterable_queue._errors import ChannelBroken
 from iterable_queue._runtime import SLICE_S
 from iterable_queue._shared_runtime import Fifo
 
@@ -409,12 +410,17 @@ async def _begin(endpoint: Endpoint, deadline: float | None, *, puts: bool = Fal
             await turn
         endpoint._turn_ends = monotonic_ns() + TURN_NS
     pauses = iter(PAUSES_S)
+    began = 0.0
     while not endpoint._ready:
         try:
             endpoint._use(0.0, puts=puts)
-        except (Empty, Full):  # the lock was busy
-            if deadline is not None and core.runtime.monotonic() >= deadline:
+        except (Empty, Full):  # the lock was busy, or a server out of reach
+            now = core.runtime.monotonic()
+            began = began or now
+            if deadline is not None and now >= deadline:
                 raise
+            if now - began >= core.patience_s:
+                raise ChannelBroken(core.not_in_time) from None
             await asyncio.sleep(next(pauses, PAUSES_S[-1]))
 
 

@@ -200,6 +200,7 @@ class Hand:
         "feed",
         "first",
         "gate",
+        "gate_until",
         "held",
         "idle_at",
         "kept",
@@ -265,6 +266,9 @@ class Hand:
         self.gate: Callable[[bool], bool]
         """What handing out needs: the cells, the place of CLAIM_NEXT, and what takes one from GATE,
         if that is above 0, by one locked instruction, which is a full fence as well."""
+        self.gate_until: Callable[[float], bool] | None = None
+        """Where that may take long: the same for a call with a deadline (see `deadline_of`). It
+        raises Empty where that passes first."""
         self.feed: list[Any] | None = None
         """The items of the claim, while C functions hand them out (see `_Getting._feed`), and"""
         self.turn: Any = None

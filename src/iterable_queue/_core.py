@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+IN_LOOP: Final = -1.0
+"""The deadline of a coroutine's attempt, which is not to keep its event loop: it tries again."""
 BRIEFLY_S: Final = 0.01
 """How long the lock is waited for by what can be done later or left undone, in seconds."""
 _PACKAGE: Final = __name__.partition(".")[0]
@@ -220,6 +222,10 @@ class Core:
     """Makes what `endpoints` is."""
     leaks: Leaks | None = None
     """In Python's development mode, what tells of endpoints that were dropped without a close."""
+    not_in_time = "another call had the queue's lock for too long"
+    """Why a call that had a time-out could not even take its endpoint into use."""
+    patience_s = math.inf
+    """For how long a coroutine that has no time-out tries that, in seconds."""
     queue_slot = 2
     """The slot of the queue itself: the second to be opened, after that of its maker's process."""
 
@@ -665,6 +671,10 @@ class Core:
 
     def register(self) -> None:
         """Make sure that this process has a slot."""
+
+    def arrive(self, deadline: float | None) -> bool:
+        """Where that may take long, do it until *deadline* at most. False: it passed first."""
+        return True
 
     def watch(self, target: object) -> None:
         """Called with each endpoint and handle that is made while `head[WATCHED]` is above 0.

@@ -48,7 +48,14 @@ from iterable_queue._channel import (
     pack_large,
     pack_small,
 )
-from iterable_queue._core import Core, check_exception, check_limit, stays_here, user_line
+from iterable_queue._core import (
+    IN_LOOP,
+    Core,
+    check_exception,
+    check_limit,
+    stays_here,
+    user_line,
+)
 from iterable_queue._errors import (
     ChannelBroken,
     ConsumerClosed,
@@ -166,8 +173,10 @@ class Endpoint:
 
     def _use(self, deadline: float | None = None, *, puts: bool = False) -> None:
         """Take the endpoint for this process and mark it as used; or raise why that can't be."""
-        self._check_open(ProducerClosed if puts else None)
         core = self._core
+        if self._lost is None and not core.arrive(deadline):
+            raise (Full if puts else Empty)(core.not_in_time)
+        self._check_open(ProducerClosed if puts else None)
         core.register()
         try:
             used = core.transact_until(deadline, self._use_locked)
@@ -175,7 +184,7 @@ class Endpoint:
             self._check_open(ProducerClosed if puts else None)  # by another thread, just now
             raise
         if not used:
-            raise Full if puts else Empty
+            raise (Full if puts else Empty)(core.not_in_time)
 
     def _check_open(self, closed: type[Exception] | None = None) -> None:
         if self._lost is not None:
@@ -261,6 +270,12 @@ class Endpoint:
         while stored != len(self._blocked):  # until no other thread has come in between
             stored = len(self._blocked)
             self._ledger.set_blocked(self.slot, self.number, stored)
+
+    def _left(self, deadline: float | None) -> float | None:
+        """How long a call may go on that may wait until then, in seconds; None: for ever."""
+        if deadline is None:
+            return None
+        return max(deadline - self._core.runtime.monotonic(), 0.0)
 
     # -- what every endpoint can do --------------------------------------------------------------
 
@@ -653,12 +668,6 @@ class _Putting(Endpoint, Generic[T]):
         if lane.head[WAIT_ITEM]:
             self._core.tell_of_put(timeout=self._left(deadline))
 
-    def _left(self, deadline: float | None) -> float | None:
-        """How long a call may go on that may wait until then, in seconds; None: for ever."""
-        if deadline is None:
-            return None
-        return max(deadline - self._core.runtime.monotonic(), 0.0)
-
     def _get_room(self, lane: Lane, deadline: float | None) -> None:
         """Wait until *lane* may be put to. Raises Full."""
 
@@ -825,21 +834,19 @@ class _Getting(Endpoint, Generic[T]):
 
     def get(self, block: bool = True, timeout: float | None = None) -> T:
         """Take the next item; see `Consumer.get`."""
+        deadline = None if block and timeout is None else self._core.deadline(block, timeout)
         hand = self._hands.get(get_ident())
         if hand is not None:
             if hand.feed is not None:
                 self._end_feed(hand)
             if hand.claim and not hand.busy:
-                if timeout is not None:
-                    self._core.deadline(block, timeout)  # raises if that is none
-                item = self._hand_out(hand, timeout if block else 0.0)
+                item = self._hand_out(hand, deadline)
                 if item is not EMPTY:
                     return item  # type: ignore[no-any-return]
             elif hand.quick is not None and timeout is None:
                 item = self._get_now(hand)
                 if item is not EMPTY:
                     return item  # type: ignore[no-any-return]
-        deadline = None if block and timeout is None else self._core.deadline(block, timeout)
         if not self._ready:
             self._use(deadline)
         if hand is None:
@@ -871,7 +878,7 @@ class _Getting(Endpoint, Generic[T]):
                     if pending:  # not a condition of the loop: see `Ledger.take`
                         break
                     if hand.claim:
-                        item = self._hand_out(hand, timeout if block else 0.0)
+                        item = self._hand_out(hand, deadline)
                         if item is not EMPTY:
                             return item  # type: ignore[no-any-return]
                     self._take_patiently(hand, 1, deadline)
@@ -915,7 +922,7 @@ class _Getting(Endpoint, Generic[T]):
             hand = self._hands.get(get_ident())
             if hand is not None and hand.feed is None and not hand.busy:
                 if hand.claim:
-                    return self._hand_out(hand, 0.0)
+                    return self._hand_out(hand, IN_LOOP)
                 if hand.quick is not None:
                     return self._get_now(hand)
         return EMPTY
@@ -930,7 +937,7 @@ class _Getting(Endpoint, Generic[T]):
         if hand.busy:
             raise WouldDeadlock(f"{self._name}: aget was called by what interrupted a get")
         if hand.claim:
-            item = self._hand_out(hand, 0.0)
+            item = self._hand_out(hand, IN_LOOP)
             if item is not EMPTY:
                 return item
         elif hand.quick is not None:
@@ -961,10 +968,10 @@ class _Getting(Endpoint, Generic[T]):
             sched_yield()
         return True
 
-    def _hand_out(self, hand: Hand, timeout: float | None = None) -> Any:
+    def _hand_out(self, hand: Hand, deadline: float | None = None) -> Any:
         """The next item of the claim, without the lock; EMPTY if there is none any more.
 
-        A producer that waits for room is woken; the lock is waited for no longer than *timeout*.
+        A producer that waits for room is woken; the lock is waited for until *deadline* at most.
         """
         cells = hand.view
         while claim := hand.claim:
@@ -972,7 +979,10 @@ class _Getting(Endpoint, Generic[T]):
             # Since the hand has a claim, the endpoint is open, and the slot its own, up to this
             # store: there is no call between.
             cells[hand.next_at] = at + 1  # type: ignore[index]
-            is_mine = hand.gate(False)
+            if deadline is None or hand.gate_until is None:
+                is_mine = hand.gate(False)
+            else:
+                is_mine = hand.gate_until(deadline)
             if hand.next != at:
                 continue  # a signal handler got an item here
             if hand.claim is claim:
@@ -981,7 +991,7 @@ class _Getting(Endpoint, Generic[T]):
             elif hand.claim is not LAST:
                 continue  # closed by another thread
             if self._head[WAIT_ROOM]:
-                self._core.tell_of_room(timeout)
+                self._core.tell_of_room(self._left(deadline))
                 if hand.next != at or (hand.claim is not claim and hand.claim is not LAST):
                     continue
             item = claim[-1]

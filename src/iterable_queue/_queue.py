@@ -308,8 +308,10 @@ class IterableQueue(Generic[T]):
             ProducerFailed, ItemsLost, ConsumersGone, Cancelled, ChannelBroken: it ended otherwise.
             WouldDeadlock: inside this handle's own `with` block, before `close()`.
         """
+        deadline = self._core.deadline(True, timeout)
+        if self._lost is None and not self._core.arrive(deadline):
+            return False
         core = self._here()
-        deadline = core.deadline(True, timeout)
         return core.wait(self._join_attempt(core), core.runtime.end, deadline)
 
     async def ajoin(self, timeout: float | None = None) -> bool:

@@ -9,10 +9,14 @@ not confirmed for a while is asked for, as others may have it by now.
 from __future__ import annotations
 
 import time
+from queue import Empty
 from typing import TYPE_CHECKING, Final
 
 from iterable_queue._channel import ENTRY_BYTES, Hand
 from iterable_queue._channels.redis.calls import KEEP, QUIET
+from iterable_queue._channels.redis.link import BRIEFLY_S, LOOP_S, Late
+from iterable_queue._core import IN_LOOP
+from iterable_queue._runtime import is_lock_busy
 
 if TYPE_CHECKING:
     from iterable_queue._channels.redis.ledger import RedisLedger
@@ -67,24 +71,60 @@ class Claim:
         if self.permits < 1:
             return False
         with self._ledger.runtime_lock:
-            if self.permits < 1:
-                return False
-            if self.granted:  # the first one was in hand from the beginning
-                if time.monotonic() < self._sure_until:
-                    self._ledger.link.tell(self.trim())
-                else:
-                    self.ask()
-                    if self.permits < 1:
-                        return False
-            # Together.
-            self.granted += 1
-            self.permits -= 1
-            return True
+            return self._take()
 
-    def ask(self) -> None:
-        """The same by a call, which raises if this process was taken for dead."""
+    def take_until(self, deadline: float) -> bool:
+        """The same for a call with that deadline. Raises Empty where the server is silent.
+
+        Nothing was taken then: what the server may have heard of, it hears again with the next
+        call. For a coroutine it is False, which then asks for another claim in the way it waits.
+        """
+        if self.permits < 1:
+            return False
+        least_s = LOOP_S if deadline == IN_LOOP else BRIEFLY_S
+        until = max(deadline, time.monotonic() + least_s)
+        while (taken := self._take_until(until)) is None:
+            if time.monotonic() >= until:
+                if deadline == IN_LOOP:
+                    return False
+                address = self._ledger.link.address
+                raise Empty(f"the server at {address} gave no answer in time; nothing was taken")
+        return taken
+
+    def _take_until(self, until: float) -> bool | None:
+        """None: the lock was busy, or the time is over."""
         link = self._ledger.link
-        link.call(KEEP, self.hand, self.call, self.permits, what=f"consumer {self.hand}")
+        try:
+            with self._ledger.lock_until(until):
+                return link.until(until, self._take)
+        except Late:
+            return None
+        except KeyError as error:
+            if not is_lock_busy(error):
+                raise
+            return None
+
+    def _take(self) -> bool:
+        """With the lock held."""
+        if self.permits < 1:
+            return False
+        if self.granted:  # the first one was in hand from the beginning
+            if time.monotonic() < self._sure_until:
+                self._ledger.link.tell(self.trim())
+            else:
+                self._ask()
+                if self.permits < 1:
+                    return False
+        # Together.
+        self.granted += 1
+        self.permits -= 1
+        return True
+
+    def _ask(self) -> None:
+        """Tell the server by a call, which raises if this process was taken for dead."""
+        link = self._ledger.link
+        what = f"get of consumer {self.hand.partition(':')[0]}"
+        link.call(KEEP, self.hand, self.call, self.permits, what=what)
         self._sure_until = time.monotonic() + SURE_S
 
     def trim(self, kept: int = -1) -> bytes:

@@ -8,16 +8,19 @@ client, and the endpoints it is given, before it runs.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import sys
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from queue import Empty, Full
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from iterable_queue import _cells as cells_
 from iterable_queue import _forks, _news
@@ -50,7 +53,7 @@ from iterable_queue._channels.redis.calls import (
 )
 from iterable_queue._channels.redis.channel import RedisChannel
 from iterable_queue._channels.redis.ledger import CHUNK, RedisLedger
-from iterable_queue._channels.redis.link import Late, Link
+from iterable_queue._channels.redis.link import BRIEFLY_S, LOOP_S, Late, Link
 from iterable_queue._channels.redis.listener import SLEEPERS, Listener
 from iterable_queue._channels.redis.runtime import RedisRuntime
 from iterable_queue._channels.redis.sealer import Sealer
@@ -65,10 +68,12 @@ from iterable_queue._runtime import Condition
 if TYPE_CHECKING:
     from iterable_queue._endpoints import Endpoint
 
+R = TypeVar("R")
+
 VERSION: Final = "iterable_queue 1"
 """What the keys mean; a queue of another one is refused."""
-BRIEFLY_S: Final = 0.5
-"""How long a call that does not wait, or a `repr`, tries to reach the server, in seconds."""
+LOOP_SHARE: Final = 4
+"""While the server is away, an event loop has so much more time than each attempt takes it."""
 LEAVE_S: Final = 1.0
 """For how long a process that leaves tries to say so, in seconds."""
 
@@ -103,6 +108,8 @@ class RedisCore(Core):
         sealer.refused = partial(_tell_of_refused, weakref.ref(self))
         self._options = options
         self._site = site
+        self._token = os.urandom(8).hex()
+        """By which the server knows that it is joined again, after a call that was given up."""
         self._is_here = False
         self._left = False
         self._listener: Listener | None = None
@@ -111,6 +118,8 @@ class RedisCore(Core):
         self._life = -1
         """The end of such a pipe that shows the life of this process."""
         self._launching: dict[int, _Launch] = {}
+        self._late: deque[_Launch] = deque()
+        """Launches that have ended, which is to be noted yet."""
         self._maker = 0, ""
         self.made = False
         self.address = Address(settings, id_)
@@ -138,6 +147,11 @@ class RedisCore(Core):
             with self.runtime.lock:
                 self.ledger.transact(self.join, handle=False)
 
+    def arrive(self, deadline: float | None) -> bool:
+        if deadline is None or self._is_here or not self.can_go_on():
+            return True
+        return self.transact_until(deadline, partial(self.join, handle=False))
+
     def join(self, *, handle: bool) -> None:
         """Take part. *handle*: by the queue's name, as others may as well."""
         if self._is_here:
@@ -147,20 +161,20 @@ class RedisCore(Core):
             link.client = self.ledger.me
             answer = link.call(ADOPT, os.getpid(), what="a child's first call")
         else:
-            id_ = self.address.id
+            id_, new_id = self.address.id, os.urandom(8).hex()
             answer = link.call(
                 JOIN,
                 VERSION,
                 os.getpid(),
                 socket.gethostname(),
-                os.urandom(8).hex(),
+                self._token,
                 *self._options,
                 self.settings.format,
                 self._site,
                 int(self.settings.expiry_s * 1000),
                 int(handle),
                 id_,
-                os.urandom(8).hex(),
+                new_id,
                 what="connect",
             )
             link.client = answer[0]
@@ -219,6 +233,14 @@ class RedisCore(Core):
     def is_alive(self, process: int) -> bool:
         silent = self.ledger.silent_ms.get(process)
         return silent is not None and silent <= self.settings.expiry_s * 1000
+
+    @property
+    def not_in_time(self) -> str:  # type: ignore[override]
+        return f"the server at {self.link.address} gave no answer in time"
+
+    @property
+    def patience_s(self) -> float:  # type: ignore[override]
+        return self.settings.retry_s
 
     def look(self) -> None:
         _news.tell()
@@ -313,7 +335,15 @@ class RedisCore(Core):
             hand: Hand | None = endpoint._hands.get(threading.get_ident())  # pyright: ignore[reportPrivateUsage]
             if hand is not None and hand.own is not None and deadline is None:
                 hand.own.gather(hand, self.ledger.now())
-        return super().wait(partial(self._tried, attempt, deadline), condition, deadline, endpoint)
+        silence = [self.not_in_time]  # also of who had the lock until then
+        trying = partial(self._tried, attempt, deadline, silence)
+        if super().wait(trying, condition, deadline, endpoint):
+            return True
+        if silence and condition is self.runtime.items:
+            raise Empty(f"{silence[0]}; nothing was taken")
+        if silence and condition is self.runtime.room:
+            raise Full(f"{silence[0]}; nothing was put")
+        return False
 
     def awaiting(
         self,
@@ -323,23 +353,85 @@ class RedisCore(Core):
         endpoint: Endpoint | None = None,
     ) -> Any:
         self.ledger.tells_at_once = True
-        return super().awaiting(
-            partial(self._tried, attempt, deadline), condition, deadline, endpoint
-        )
+        if condition is self.runtime.room:
+            # A put that was sent is not given up: nobody could know whether it was made.
+            trying = partial(self._tried, attempt, deadline, [])
+            return super().awaiting(trying, condition, deadline, endpoint)
+        return self._awaiting(attempt, condition, deadline, endpoint)
 
-    def _tried(self, attempt: Callable[[], bool], deadline: float | None) -> bool:
-        """*attempt*, as one of a call that waits until *deadline*. Lock held."""
-        ledger, link = self.ledger, self.link
-        before = ledger.waits, link.deadline
-        ledger.waits = deadline != 0.0
-        if deadline is not None:
-            link.deadline = max(deadline, time.monotonic() + BRIEFLY_S)
+    async def _awaiting(
+        self,
+        attempt: Callable[[], bool],
+        condition: Condition,
+        deadline: float | None,
+        endpoint: Endpoint | None,
+    ) -> bool:
+        """One that may be given up: the event loop has its turn while the server is away.
+
+        What a get that was given up has taken goes back with the next attempt.
+        """
+        from asyncio import sleep
+
+        away_since = math.inf
+        link = self.link
+        # Over a long way, an answer takes longer than that.
+        patience_s = min(max(LOOP_S, 4 * link.trip_s), BRIEFLY_S)
+
+        def trying() -> bool:
+            nonlocal away_since, patience_s
+            done = self._tried_in_loop(attempt, patience_s)
+            away_since = math.inf
+            patience_s = min(max(LOOP_S, 4 * link.trip_s), BRIEFLY_S)
+            return done
+
+        while True:
+            try:
+                return await super().awaiting(trying, condition, deadline, endpoint)
+            except Late as error:
+                said = str(error)
+            now = time.monotonic()
+            away_since = min(away_since, now)
+            if deadline is not None and now >= deadline:
+                if condition is self.runtime.items:
+                    raise Empty(f"{said}; nothing was taken")
+                return False
+            if now - away_since >= self.settings.retry_s:
+                raise ChannelBroken(
+                    f"{said}. Call again once it is back; retry_s says how long a call tries"
+                )
+            pause_s = LOOP_SHARE * patience_s
+            await sleep(pause_s if deadline is None else min(pause_s, deadline - now))
+            # And a connection takes longer to be made than an answer takes.
+            patience_s = min(2 * patience_s, BRIEFLY_S)
+
+    def _tried_in_loop(self, attempt: Callable[[], bool], patience_s: float) -> bool:
+        """*attempt*, as one of a coroutine's that waits. Lock held. Raises Late."""
+        ledger = self.ledger
+        before, ledger.waits = ledger.waits, True
         try:
-            return attempt()
-        except Late:
+            return self.link.until(time.monotonic() + patience_s, attempt)
+        finally:
+            ledger.waits = before
+
+    def _tried(
+        self, attempt: Callable[[], bool], deadline: float | None, silence: list[str]
+    ) -> bool:
+        """*attempt*, as one of a call that waits until *deadline*. Lock held.
+
+        *silence* has what is to be said of it then, if the server has given no answer to it.
+        """
+        ledger = self.ledger
+        silence.clear()
+        before, ledger.waits = ledger.waits, deadline != 0.0
+        try:
+            if deadline is None:
+                return attempt()
+            return self.link.until(max(deadline, time.monotonic() + BRIEFLY_S), attempt)
+        except Late as error:
+            silence.append(str(error))  # the error itself would keep frames, and these the queue
             return False
         finally:
-            ledger.waits, link.deadline = before
+            ledger.waits = before
 
     def transact_until(self, deadline: float | None, call: Callable[[], object]) -> bool:
         done: list[bool] = []
@@ -350,7 +442,7 @@ class RedisCore(Core):
             return True
 
         while not done:
-            if not super().transact_until(deadline, partial(self._tried, attempt, deadline)):
+            if not super().transact_until(deadline, partial(self._tried, attempt, deadline, [])):
                 return False
             if deadline is not None and time.monotonic() >= deadline:
                 break
@@ -359,7 +451,6 @@ class RedisCore(Core):
     # -- dropped endpoints -----------------------------------------------------------------------
 
     def drop(self, slot: int, number: int) -> None:
-        before, self.link.deadline = self.link.deadline, time.monotonic() + 2 * BRIEFLY_S
         try:
             super().drop(slot, number)
             if self._dropped:  # another thread has the lock, that which listens, say
@@ -367,17 +458,30 @@ class RedisCore(Core):
                     self._bury_dropped()
         except Exception:
             pass  # out of reach, or busy: the next call goes on with it
-        finally:
-            self.link.deadline = before
 
     def _bury_dropped(self) -> None:
+        if not self._is_here or not self._note_late():
+            return  # nobody at the server would be meant
         while self._dropped and not self.ledger.head[cells_.HOLDER]:
             slot, number = self._dropped[0]
             if self._left or self.link.loss:
                 self._dropped.clear()
                 return
-            self.ledger.transact(self._bury, slot, number)
+            if not self._in_time(partial(self._bury, slot, number)):
+                return
             self._dropped.popleft()
+
+    def _in_time(self, transition: Callable[[], object]) -> bool:
+        """False: the server was out of reach; the next call goes on with it.
+
+        The call that comes upon it is not kept for as long as it would try by itself.
+        """
+        transact = partial(self.ledger.transact, transition)
+        try:
+            self.link.until(time.monotonic() + 2 * BRIEFLY_S, transact)
+        except Late:
+            return False
+        return True
 
     def _bury(self, slot: int, number: int) -> None:
         if number == 0:
@@ -395,26 +499,28 @@ class RedisCore(Core):
 
     def whose(self, slot: int, number: int) -> tuple[str | None, int]:
         with self.runtime.lock_within(BRIEFLY_S):
-            before, self.link.deadline = self.link.deadline, time.monotonic() + BRIEFLY_S
-            try:
-                self.check_here()
-                if not self.ledger.is_open(slot, number):
-                    return None, 0
-                view = self.ledger.view(slot)
-            finally:
-                self.link.deadline = before
+            view = self._briefly(partial(self._view, slot, number))
+        if view is None:
+            return None, 0
         pid = self.pid_of(view.owner or view.maker)
         how = "of" if view.owner else "made by"
         return (f" {how} process {pid}" if pid else ""), view.blocked
 
+    def _view(self, slot: int, number: int) -> SlotView | None:
+        self.check_here()
+        return self.ledger.view(slot) if self.ledger.is_open(slot, number) else None
+
     def describe(self) -> str:
         with self.runtime.lock_within(BRIEFLY_S):
-            before, self.link.deadline = self.link.deadline, time.monotonic() + BRIEFLY_S
-            try:
-                self.ledger.look()
-            finally:
-                self.link.deadline = before
+            self._briefly(self.ledger.look)
             return self._described()
+
+    def _briefly(self, call: Callable[[], R]) -> R:
+        """`call()`, if that is not long in coming. Lock held."""
+        try:
+            return self.link.until(time.monotonic() + BRIEFLY_S, call)
+        except Late as error:
+            raise ChannelBroken(str(error)) from error
 
     def _described(self) -> str:
         head = self.ledger.head
@@ -473,7 +579,7 @@ class RedisCore(Core):
             self._guard(here, client, 0)
 
     def _guard(self, end: int, client: int, pid: int) -> None:
-        if self._listener is not None and self._listener.thread.is_alive():
+        if self._listener is not None:
             self._listener.guard(end, client, pid)
         else:
             os.close(end)
@@ -485,6 +591,9 @@ class RedisCore(Core):
         for launch in self._launching.values():
             launch.close()
         self._launching = {}
+        for launch in self._late:
+            launch.close()
+        self._late.clear()
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.forget()
@@ -499,6 +608,7 @@ class RedisCore(Core):
         ledger.forget_all()
         ledger.me = 0
         self._is_here = False
+        self._token = os.urandom(8).hex()
         self.link = ledger.link = self._redis_runtime.redis_errors.link = Link(address.settings)
         self.link.loss = loss
         self.link.restore = ledger.claims_left
@@ -559,19 +669,40 @@ class RedisCore(Core):
 
     def launched(self, launch: _Launch) -> None:
         """Starting a process has come to its end, well or not."""
+        _forks.undisturbed(self._end_launch, launch)
+        try:
+            self.transact(self._launched, launch)
+        except (WouldDeadlock, Late):
+            self._late.append(launch)  # the collector came upon it, inside another call
+
+    def _end_launch(self, launch: _Launch) -> None:
         self._launching.pop(id(launch.popen), None)
+        launch.close_copy()
+
+    def _launched(self, launch: _Launch) -> None:
         pid: int | None = getattr(launch.popen, "pid", None)
         try:
             if pid is None:
-                self.transact(self.link.call, DEAD, launch.client, "")
+                self.link.call(DEAD, launch.client, "")
             else:
-                self.transact(self.link.call, ASSIGN, launch.client, pid, *launch.numbers)
+                self.link.call(ASSIGN, launch.client, pid, *launch.numbers)
         except (ChannelBroken, OSError):
             pass  # the next call says so
-        if pid is not None and launch.here >= 0:
-            here, launch.here = launch.here, -1
+        # Only now, or it could be told that the child has ended before what it was given is its.
+        here, launch.here = launch.here, -1
+        if pid is not None and here >= 0:
             self._guard(here, launch.client, pid)
-        launch.close()
+        elif here >= 0:
+            os.close(here)
+
+    def _note_late(self) -> bool:
+        """Note the launches of which this was told inside another call. False: out of reach."""
+        while self._late and not self.ledger.head[cells_.HOLDER]:
+            launch = self._late[0]
+            if not self._in_time(partial(self._launched, launch)):
+                return False
+            self._late.popleft()
+        return True
 
     def adopt(self, client: int, fd: int) -> None:
         """This process was started with a client made for it, and inherited a pipe's end."""
@@ -599,14 +730,19 @@ class RedisCore(Core):
         try:
             if self._is_here and not self.link.loss:
                 with self.runtime.lock_within(LEAVE_S):
-                    self.link.deadline = time.monotonic() + LEAVE_S
-                    self.ledger.transact(self._leave, how, cause)
+                    self._note_late()
+                    leave = partial(self._leave, how, cause)
+                    transact = partial(self.ledger.transact, leave)
+                    self.link.until(time.monotonic() + LEAVE_S, transact)
         except Exception:
             pass  # the others find out when it is not heard any more
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.stop()
         self.link.drop()
+        for launch in self._late:
+            launch.close()
+        self._late.clear()
         life, self._life = self._life, -1
         if life >= 0:
             os.close(life)
@@ -654,10 +790,17 @@ class _Launch:
         weakref.finalize(watched, _launched, weakref.ref(core), self).atexit = False
 
     def close(self) -> None:
-        for fd in (self._there, self.here):
-            if fd >= 0:
-                os.close(fd)
-        self._there = self.here = -1
+        """Let go of both ends."""
+        self.close_copy()
+        here, self.here = self.here, -1
+        if here >= 0:
+            os.close(here)
+
+    def close_copy(self) -> None:
+        """Let go of the child's end: where it was started, it has that now, and it alone."""
+        there, self._there = self._there, -1
+        if there >= 0:
+            os.close(there)
 
 
 def _launched(reference: weakref.ref[RedisCore], launch: _Launch) -> None:

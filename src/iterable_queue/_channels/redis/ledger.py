@@ -53,6 +53,7 @@ from iterable_queue._errors import (
     WouldDeadlock,
 )
 from iterable_queue._ledger import Ledger
+from iterable_queue._runtime import Lock
 
 CLAIM_NS: Final = 2_000_000
 """A claim holds as many items as its consumer works through in this time, in nanoseconds."""
@@ -139,6 +140,10 @@ class RedisLedger(Ledger):
         self._unreported: dict[int, int] = {}
         channel.ledger = self
 
+    def lock_until(self, deadline: float) -> Lock:
+        """The lock, for which a `with` waits until then at most, and no longer than a slice."""
+        return self._runtime.lock_within(max(deadline - self._runtime.monotonic(), 0.0))
+
     def refreshed(self) -> Any:
         return self.cells
 
@@ -179,8 +184,8 @@ class RedisLedger(Ledger):
             except Late as error:
                 if self.link.is_unsure:
                     raise ChannelBroken(
-                        f"{what}: {error} within the time-out; whether the item was put is not "
-                        "known, since it was sent and not answered"
+                        f"{what}: {error}; whether the item was put is not known, since it was "
+                        "sent and not answered"
                     ) from error
                 raise
             self.head[STATE] = state
@@ -268,7 +273,7 @@ class RedisLedger(Ledger):
             hand.entries = Tags(items)
             hand.view = self.cells
             hand.next_at = slot * SLOT_SIZE + CLAIM_NEXT
-            hand.gate = claim.take
+            hand.gate, hand.gate_until = claim.take, claim.take_until
             hand.opened = False
             hand.next = hand.first = 0
             hand.claim = payloads

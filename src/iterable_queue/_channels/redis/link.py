@@ -12,6 +12,7 @@ Only here the package `redis` is imported, when a queue is connected: it is an e
 from __future__ import annotations
 
 import errno
+import math
 import os
 import select
 import socket
@@ -20,18 +21,28 @@ import traceback
 import weakref
 from collections.abc import Callable, Iterable
 from importlib import import_module
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from iterable_queue._channels.redis.calls import QUIET, Script, as_bytes
 from iterable_queue._channels.redis.settings import Settings
 from iterable_queue._errors import ChannelBroken, WouldDeadlock
 
+BRIEFLY_S: Final = 0.5
+"""A call with a time-out, or one that does not wait, tries to reach the server for as long as this
+at least, in seconds: less would be in vain where a connection must be made."""
+LOOP_S: Final = 0.05
+"""The same for a coroutine, at first: its event loop stands still meanwhile."""
 PAUSES_S: Final = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)
 """Between two attempts to reach the server."""
 CONNECT_S: Final = 3.0
 """How long a connection may take to be made, in seconds."""
 ANSWER_S: Final = 5.0
 """How long one answer is waited for until the connection counts as broken, in seconds."""
+LEAST_S: Final = 0.01
+"""No time-out of a socket is shorter, in seconds: 0 would mean something else."""
+
+
+R = TypeVar("R")
 
 
 class Late(Exception):
@@ -45,7 +56,9 @@ class Link:
         client: what the server calls this process; 0: not yet.
         loss: why no call can be made any more, if so.
         deadline: of the call that is being made, on the monotonic clock; None: `retry_s` from now.
+            Set by `until`.
         is_unsure: the last call that was given up may have been made, or may yet be.
+        trip_s: how long the last call took that was answered, in seconds.
         calls: how many were made; round trips, for the curious.
     """
 
@@ -59,6 +72,12 @@ class Link:
         self._pool: Any = pool.connection_pool
         self._connection: Any = self._pool.make_connection()
         self._home = self._host_and_port()
+        # A client of one's own may have no time-outs, or make attempts that nobody counts here.
+        self._connect_s: float = (
+            getattr(self._connection, "socket_connect_timeout", None) or CONNECT_S
+        )
+        self._answer_s: float = getattr(self._connection, "socket_timeout", None) or ANSWER_S
+        self._connection.retry = _no_retries()
         # Where this is garbage with all that refers to it, its socket is closed before that is
         # collected as well, and warns.
         weakref.finalize(self, self._connection.disconnect).atexit = False
@@ -68,6 +87,7 @@ class Link:
         self.is_unsure = False
         self.busy = False
         self.calls = 0
+        self.trip_s = 0.0
         self.restore: Callable[[], Iterable[bytes]] = tuple
         """Commands to be made, unanswered, on a new connection before anything else."""
         self._number = 0
@@ -77,6 +97,8 @@ class Link:
         self._refusals: Any = errors.ResponseError
         self._moved: Any = errors.MovedError
         self._out_of_memory: Any = errors.OutOfMemoryError
+        self._denials: Any = (errors.AuthenticationError, errors.AuthorizationError)
+        """Of `redis`, these are ConnectionErrors; but to try again would change nothing."""
         self._breaks: Any = (
             errors.ConnectionError,
             errors.TimeoutError,
@@ -152,12 +174,14 @@ class Link:
                 if self._is_new:
                     self._begin()
                 connection = self._connection
+                began = time.monotonic()
                 connection.send_packed_command((data,), False)
                 self.is_unsure = True
                 if self.deadline is not None:
                     self._await_answer()
                 answer = connection.read_response(True)
                 self.is_unsure = False
+                self.trip_s = time.monotonic() - began
                 return answer
             except self._no_script:
                 data = script.packed(self._key, arguments, whole=True)
@@ -167,6 +191,12 @@ class Link:
                     errno.ENOSPC,
                     f"the server at {self.address} has reached its memory limit (maxmemory): "
                     f"nothing was changed by {what or script.name}",
+                ) from error
+            except self._denials as error:
+                self.drop()
+                raise ChannelBroken(
+                    f"{what or script.name}: the server at {self.address} lets nobody in with "
+                    f"this user and password: {error}"
                 ) from error
             except self._breaks as error:
                 self.drop()
@@ -189,6 +219,19 @@ class Link:
             finally:
                 broken = None  # or error, traceback and this frame would keep the queue alive
 
+    def until(self, deadline: float, call: Callable[[], R]) -> R:
+        """`call()`, whose calls of the server are given up at *deadline*. Raises Late.
+
+        With the runtime's lock held. Only here the deadline is set: else that of another thread
+        could be put back after that thread has gone, and stay.
+        """
+        before = self.deadline
+        self.deadline = deadline if before is None else min(before, deadline)
+        try:
+            return call()
+        finally:
+            self.deadline = before
+
     def _check_busy(self) -> None:
         if self.busy:
             raise WouldDeadlock(
@@ -199,12 +242,26 @@ class Link:
 
     def _begin(self) -> None:
         """A new connection: what the old one may have swallowed goes first."""
-        # Told to connect, which asks a Sentinel first; one that is just used does not ask.
-        self._connection.connect()
+        self._connect()
         commands = b"".join(self.restore())
         if commands:
             self._connection.send_packed_command((commands,), False)
         self._is_new = False
+
+    def _connect(self) -> None:
+        """Connect, if that is not so, within the deadline of the call that needs it.
+
+        It is told to connect, which asks a Sentinel first; one that is just used does not ask.
+        """
+        connection = self._connection
+        left = math.inf if self.deadline is None else self.deadline - time.monotonic()
+        connection.socket_connect_timeout = max(min(self._connect_s, left), LEAST_S)
+        connection.socket_timeout = max(min(self._answer_s, left), LEAST_S)
+        connection.connect()
+        connection.socket_timeout = self._answer_s
+        sock: socket.socket | None = getattr(connection, "_sock", None)
+        if sock is not None:
+            sock.settimeout(self._answer_s)
 
     def _turn_to(self, error: Exception) -> None:
         """Choose the node of a cluster that is connected to next: the one that *error* names.
@@ -216,6 +273,8 @@ class Link:
             node: Any = error
             host, port = node.host or self._connection.host, node.port
         elif self._cluster is not None:
+            if self.deadline is not None:
+                return  # its client asks one node after another, and knows no deadline
             try:
                 self._cluster.nodes_manager.initialize()
                 node = self._node_of_key()
@@ -239,14 +298,17 @@ class Link:
     def _await_answer(self) -> None:
         assert self.deadline is not None
         left = self.deadline - time.monotonic()
-        if left < ANSWER_S and not is_readable(self.fileno(), max(left, 0.0)):
+        if left < self._answer_s and not is_readable(self.fileno(), max(left, 0.0)):
             raise TimeoutError("no answer in time")
 
     def _pause(self, pause_s: float, until: float, error: Exception | None, what: str) -> None:
         """Before another attempt; raises where there is to be none."""
         now = time.monotonic()
         if self.deadline is not None and now + pause_s >= self.deadline:
-            raise Late(f"the server at {self.address}: {_said(error)}") from error
+            raise Late(
+                f"the server at {self.address} gave no answer in time, the last time for "
+                f"{_said(error)}"
+            ) from error
         if now + pause_s >= until:
             sure = (
                 "; whether the call was made is not known: it was sent, and not answered"
@@ -333,7 +395,7 @@ class Link:
         parts = [as_bytes(part) for part in command]
         data = b"*%d\r\n" % len(parts)
         data += b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
-        self._connection.connect()  # as in `_begin`; it may be connected
+        self._connect()
         self._connection.send_packed_command((data,), False)
 
     def answer(self) -> Any:
@@ -348,8 +410,6 @@ def _client_of(source: str | Callable[[], Any]) -> Any:
     """A client of the server. Raises ChannelBroken where there is no `redis` package."""
     try:
         redis: Any = import_module("redis")
-        retry: Any = import_module("redis.retry")
-        backoff: Any = import_module("redis.backoff")
     except ImportError as error:
         raise ChannelBroken(
             "a queue on a server needs the package redis: pip install 'iterable-queue[redis]'"
@@ -360,11 +420,17 @@ def _client_of(source: str | Callable[[], Any]) -> Any:
     # says goes before these.
     return redis.Redis.from_url(
         source,
-        retry=retry.Retry(backoff.NoBackoff(), 0),
+        retry=_no_retries(),
         socket_timeout=ANSWER_S,
         socket_connect_timeout=CONNECT_S,
         protocol=2,
     )
+
+
+def _no_retries() -> Any:
+    retry: Any = import_module("redis.retry")
+    backoff: Any = import_module("redis.backoff")
+    return retry.Retry(backoff.NoBackoff(), 0)
 
 
 def _said(error: Exception | None) -> str:

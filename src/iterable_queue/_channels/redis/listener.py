@@ -11,10 +11,11 @@ import select
 import threading
 import time
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from iterable_queue import _cells as cells_
-from iterable_queue import _news
+from iterable_queue import _forks, _news
 from iterable_queue._channels.redis.calls import AGAIN, BEAT, as_text
 from iterable_queue._channels.redis.link import ANSWER_S, PAUSES_S, Late, Link, is_readable, let_go
 from iterable_queue._errors import ChannelBroken
@@ -34,6 +35,9 @@ class Listener:
     Attributes:
         guarded: by the end of a pipe that a child has the other end of: the client that it is, and
             its pid once that is known.
+
+    `_mutex` is held by whoever uses a descriptor that the thread closes when it ends: others may
+    have a file of that number right after. It is re-entrant, since a `__del__` may stop this.
     """
 
     def __init__(self, core: RedisCore) -> None:
@@ -43,7 +47,9 @@ class Listener:
         self._key = b"%bw:%d" % (self._link.prefix(), core.ledger.me)
         self._expiry_ms = int(core.settings.expiry_s * 1000)
         self._beat_s = core.settings.expiry_s / 3
+        self._mutex = threading.RLock()
         self._wake_end, self._wake = os.pipe()
+        self._is_over = False
         self._due = 0.0
         self._has_missed = False
         self._todo: list[list[str]] = []
@@ -54,37 +60,49 @@ class Listener:
         self.thread.start()
 
     def guard(self, end: int, client: int, pid: int) -> None:
-        """Watch a child by that end of a pipe."""
-        self.guarded[end] = client, pid
-        self._poke(b"g")
+        """Watch a child by that end of a pipe; it is closed where nobody watches any more."""
+        with self._mutex:
+            if self._is_over:
+                os.close(end)
+                return
+            self.guarded[end] = client, pid
+            self._poke(b"g")
 
     def ended(self) -> list[tuple[int, int]]:
         """The children that have ended, and that the thread has not come to yet."""
-        poll = select.poll()
-        for end in list(self.guarded):
-            poll.register(end, 0)
-        gone = [end for end, event in poll.poll(0) if event & select.POLLHUP]
-        return [found for end in gone if (found := self.guarded.get(end)) is not None]
+        with self._mutex:
+            poll = select.poll()
+            for end in self.guarded:
+                poll.register(end, 0)
+            return [self.guarded[end] for end, event in poll.poll(0) if event & select.POLLHUP]
 
     def stop(self) -> None:
         """End the thread, soon."""
         self._poke(b"x")
 
     def _poke(self, what: bytes) -> None:
-        try:
-            os.write(self._wake, what)
-        except OSError:
-            pass  # it has ended
+        with self._mutex:
+            if not self._is_over:
+                with suppress(OSError):  # a program may have closed all that it does not know
+                    os.write(self._wake, what)
 
     def forget(self) -> None:
-        """In a forked child, which has no such thread."""
+        """In a forked child, which has no such thread, and none that could have the mutex."""
         self._link.drop()
-        for end in (self._wake, self._wake_end, *self.guarded):
-            try:
-                os.close(end)
-            except OSError:
-                pass  # the thread had ended
-        self.guarded.clear()
+        self._mutex = threading.RLock()
+        self._close()
+
+    def _close(self) -> None:
+        """Let go of all descriptors, once."""
+        with self._mutex:
+            if self._is_over:
+                return
+            self._is_over = True  # before: what interrupts this must find it so
+            ends = (self._wake, self._wake_end, *self.guarded)
+            self.guarded.clear()
+            for end in ends:
+                with suppress(OSError):
+                    os.close(end)
 
     def _run(self) -> None:
         pauses = iter(PAUSES_S)
@@ -113,9 +131,8 @@ class Listener:
                             return
         finally:
             self._link.drop()
-            for end in (self._wake, self._wake_end, *self.guarded):
-                os.close(end)
-            self.guarded.clear()
+            # No fork in between: its child would take what is closed for its own, and close it.
+            _forks.undisturbed(self._close)
 
     def _listen(self) -> bool:
         """Beat if it is time, then wait for a message or the next beat. False: it is over."""
@@ -162,10 +179,14 @@ class Listener:
             if core is not None:
                 core.child_is(client, int(data))
             return
-        del self.guarded[end]
-        os.close(end)
+        _forks.undisturbed(self._let_go, end)
         if core is not None:
             core.child_ended(client, pid)
+
+    def _let_go(self, end: int) -> None:
+        with self._mutex:
+            del self.guarded[end]
+            os.close(end)
 
     def _do(self) -> bool:
         """What the messages say. False: the queue is gone."""
