@@ -154,15 +154,20 @@ class Proxy:
         self._lock = threading.Lock()
         self._cut_at = -1
         self._cuts_answers = False
+        self._is_last_cut = False
         self._refuses = False
         self._open: set[socket.socket] = set()
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
 
-    def cut(self, *, request: int = -1, answer: int = -1) -> None:
-        """Cut the next command after so many of its bytes, or its answer after so many."""
+    def cut(self, *, request: int = -1, answer: int = -1, refuse: bool = False) -> None:
+        """Cut the next command after so many of its bytes, or its answer after so many.
+
+        *refuse*: from then on nobody new is let through.
+        """
         with self._lock:
             self._cuts_answers = answer >= 0
+            self._is_last_cut = refuse
             self._cut_at = max(request, answer)
 
     def refuse(self, refuses: bool) -> None:
@@ -209,6 +214,7 @@ class Proxy:
                     if cuts:
                         data = data[: self._cut_at]
                         self._cut_at = -1
+                        self._refuses = self._is_last_cut
                         self.cuts += 1
                 target.sendall(data)
                 if cuts:

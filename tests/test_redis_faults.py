@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -430,6 +431,49 @@ def test_hand_outs_told_on_a_connection_that_broke_are_told_again(
     now = iq.statistics()
     assert (now.taken, now.finished) == (5000, 4999)
     iq.cancel()
+
+
+@pytest.mark.parametrize("then", ["get", "get_many", "close", "qsize"])
+@pytest.mark.parametrize("what", ["request", "answer"])
+def test_a_recall_that_is_not_answered_loses_nothing(
+    server: Server, proxy: Proxy, what: str, then: str
+) -> None:
+    """Half of a claim is asked for, and the server is out of reach before it says that it has it.
+
+    Whether it has, is found out before anything of that claim is handed out or given back.
+    """
+    # Nobody beats meanwhile, so the call that is cut is that which is meant.
+    iq = server.connect(name="q", url=proxy.url, expiry_s=60.0, retry_s=20.0)
+    far = server.connect(name="q", expiry_s=60.0)
+    out, source, rest = far.get_producer(), iq.get_consumer(), far.get_consumer()
+    out.put_many(range(20_000))
+    got: list[int] = []
+    hand: Any = None
+    while hand is None or hand.own.claim.permits < 4:
+        got.append(source.get())
+        hand = next(iter(source._hands.values()))  # type: ignore[attr-defined]
+    claim, core = hand.own.claim, iq._core
+    claimed = claim.permits
+    proxy.cut(**{what: 0}, refuse=True)  # type: ignore[arg-type]
+    with core.runtime.lock:
+        core.was_told(["c", *claim.hand.split(":"), str(claim.call)])  # type: ignore[attr-defined]
+    assert proxy.cuts == 1
+    proxy.refuse(False)
+    if then == "get":
+        got.append(source.get())
+    elif then == "get_many":
+        got += source.get_many(10)
+    elif then == "qsize":
+        iq.qsize()
+    assert then == "close" or claim.permits <= claimed // 2
+    source.close()
+    out.close()
+    far.close()
+    got += rest
+    assert sorted(got) == list(range(20_000))
+    assert far.join(20)
+    now = far.statistics()
+    assert (now.put, now.taken, now.lost) == (20_000, 20_000, 0)
 
 
 def test_cut_off_and_healed(server: Server, proxy: Proxy) -> None:

@@ -266,8 +266,8 @@ class RedisCore(Core):
         if what == "c":
             try:
                 ledger.recall(*map(int, rest))
-            except (ChannelBroken, OSError, WouldDeadlock):
-                pass  # who waits asks again
+            except (ChannelBroken, OSError, WouldDeadlock, Late):
+                pass  # who waits asks again; what was begun is ended by the next call
             return ""
         changed = ledger.head[STATE] != int(rest[0])
         ledger.head[STATE] = int(rest[0])

@@ -759,12 +759,14 @@ CUT: Final = _script(
     SESSION,
     RULES,
     """
--- hand, its claim, items handed out of it that are left there, items that go back
+-- hand, its claim, how many items of it are left, the one in hand included; how many go back
 local hand, k, left, count = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
-local key = claim_key(hand, k)
-call('LTRIM', key, -left, -1)
-back_to_front(key, count)
-settle()
+if band(get('st'), CANCELLED) == 0 then  -- which has left there only what is in hand
+  local key = claim_key(hand, k)
+  call('LTRIM', key, -left, -1)
+  back_to_front(key, count)
+  settle()
+end
 return done({1})
 """,
 )
