@@ -114,6 +114,12 @@ def test_wrong_arguments_raise_at_once() -> None:
         (ValueError, "name must have 1 to 200 characters and no braces", {"name": ""}),
         (ValueError, "expiry_s must be 0.3 or more seconds", {"expiry_s": 0.1}),
         (TypeError, "keep_s must be a number of seconds", {"keep_s": "1"}),
+        (ValueError, "keep_s must be more than expiry_s=15, not 1.0", {"keep_s": 1.0}),
+        (
+            ValueError,
+            "keep_s must be more than expiry_s=2, not 2",
+            {"keep_s": 2, "expiry_s": 2.0},
+        ),
         (ValueError, "sign must not be empty", {"sign": b""}),
         (TypeError, "sign must be a text or bytes, not 1", {"sign": 1}),
         (TypeError, "serializer must be a function", {"serializer": (1, 2)}),
@@ -316,7 +322,7 @@ def test_keys_share_a_hash_tag_and_expire(server: Server) -> None:
         assert {key.split(":")[2] for key in keys} >= {"q", "open", "e", "k", "beats", "fails"}
         for key in keys:
             assert key.startswith("iq:{jobs}:")
-            assert 0 < client.pttl(key) <= 100_000, key
+            assert 0 < client.pttl(key) <= 150_000, key
         # Heartbeats put it off.
         for key in keys:
             client.pexpire(key, 20_000)
@@ -324,6 +330,44 @@ def test_keys_share_a_hash_tag_and_expire(server: Server) -> None:
         for key in set(keys) & set(server.names()):
             assert client.pttl(key) > 90_000, key
     iq.cancel()
+
+
+@pytest.mark.parametrize("first", [5.0, 1000.0])
+def test_the_longest_keep_s_counts(server: Server, first: float) -> None:
+    """Whoever makes a key, and whoever comes first."""
+    iq = server.connect(name="q", keep_s=first)
+    other = server.connect(name="q", keep_s=1005.0 - first, url=f"{server.url}?db=0")
+    for queue in (iq, other):
+        out, source, worker = queue.get_producer(), queue.get_consumer(), queue.get_worker()
+        out.put_many(range(100))
+        assert len(source.get_many(40)) == 40
+        source.get()
+        worker.get()
+        queue.get_producer().fail(LookupError("told"))
+        source.get_many(1000)
+        with pytest.raises(Empty):
+            source.get(timeout=0.02)
+        out.put_many(range(100))
+    with server.client() as client, client.pipeline(transaction=True) as pipe:
+        for key in server.names():
+            pipe.pttl(key)
+        left = pipe.execute()
+    assert min(left) > 990_000
+    assert max(left) - min(left) < 1000, "none is gone before the others"
+    iq.cancel()
+
+
+def test_keep_s_begins_when_all_have_left(server: Server) -> None:
+    iq = server.connect(name="q", keep_s=100.0, expiry_s=60.0)
+    with iq, iq.get_producer() as out:
+        out.put_many(range(10))
+    with server.client() as client:
+        for key in server.names():
+            client.pexpire(key, 50_000)  # as if it had been some time
+        del iq, out
+        wait_until(lambda: "iq:{q}:beats" not in server.names(), "it has left")
+        for key in server.names():
+            assert 99_000 < client.pttl(key) <= 100_000, key
 
 
 def test_a_name_is_free_again_after_the_end(server: Server) -> None:
