@@ -188,7 +188,9 @@ class IterableQueue(Generic[T]):
                 for dead; heartbeats come three times as often. At least 0.3. The longest that
                 anybody asks for counts.
             retry_s: how long a call tries to reach the server, in seconds.
-            keep_s: how long the server keeps a queue in which nobody takes part, in seconds.
+            keep_s: how long the server keeps a queue in which nobody takes part, in seconds; up to
+                half as long again where the last were killed. More than *expiry_s*, or a process
+                could be silent for that long and live, while its queue is gone. The longest counts.
 
         Raises:
             ChannelBroken: the server can't be reached, the package `redis` is missing, or the name
@@ -214,11 +216,13 @@ class IterableQueue(Generic[T]):
         for value, least, what in (
             (expiry_s, 0.3, "expiry_s"),
             (retry_s, 0.0, "retry_s"),
-            (keep_s, 1.0, "keep_s"),
         ):
             check_seconds(value, what)
             if not value >= least:
                 raise ValueError(f"{what} must be {least:g} or more seconds, not {value!r}")
+        check_seconds(keep_s, "keep_s")
+        if not keep_s > expiry_s:
+            raise ValueError(f"keep_s must be more than expiry_s={expiry_s:g}, not {keep_s!r}")
         if serializer is not None:
             for function in serializer:
                 check_callable(function, "serializer")
