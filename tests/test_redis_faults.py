@@ -393,14 +393,14 @@ def test_a_connection_cut_in_mid_command(server: Server, proxy: Proxy, what: str
         out.put(n)
         wait_until(lambda: proxy.cuts == cuts, "the connection is cut")
     cut()
-    out.put_many(range(8, 2008))
-    assert iq.qsize() == 2008
+    out.put_many(range(8, 12_008))
+    assert iq.qsize() == 12_008
     got: list[int] = []
     for _ in range(4):
         cut()
         got.append(source.get())
     cut()
-    got += source.get_many(100)
+    got += source.get_many(10_000)  # more than Lua can have on its stack
     cut()
     clone = out.clone()
     cut()
@@ -409,9 +409,9 @@ def test_a_connection_cut_in_mid_command(server: Server, proxy: Proxy, what: str
     out.close()
     iq.close()
     got += source
-    assert got == list(range(2008))
+    assert got == list(range(12_008))
     now = iq.statistics()
-    assert (now.put, now.taken, now.lost, now.open_producers) == (2008, 2008, 0, 0)
+    assert (now.put, now.taken, now.lost, now.open_producers) == (12_008, 12_008, 0, 0)
     assert proxy.cuts >= 8
 
 

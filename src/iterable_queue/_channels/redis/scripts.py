@@ -735,7 +735,9 @@ end
 local n, worker, known, keep = ARGV[4], ARGV[5] == '3', ARGV[7], tonumber(ARGV[8])
 if no == last then
   local k = claim_of(hand)
-  return {1, get('st'), unpack(call('LRANGE', claim_key(hand, k), 0, -1))}
+  local reply = {1, get('st')}  -- and not `unpack`, which has room for 8,000
+  for _, item in ipairs(call('LRANGE', claim_key(hand, k), 0, -1)) do reply[#reply + 1] = item end
+  return reply
 end
 local st = num(q[2])
 if band(st, CANCELLED) ~= 0 then return done({-1, st}) end
