@@ -83,26 +83,85 @@ def test_those_who_name_the_same_queue_share_it(server: Server) -> None:
     assert made.join(20)
 
 
-def test_options_that_differ_are_refused(server: Server) -> None:
-    made = server.connect(name="jobs", maxsize=3, redeliver=True)
+OTHERS: tuple[tuple[str, str, str, str], ...] = (
+    ("maxsize=4", "maxsize", "3", "3"),
+    ("redeliver=False", "redeliver", "3", "3"),
+    ("max_deliveries=7", "redeliver", "3", "3"),
+    ("on_failure='raise'", "on_failure", "cancel", "cancel"),
+    ("sign='key'", "sign", "none", "serializer: the queue 'jobs' on the server"),
+    ("serializer=(repr, eval)", "serializer", "other functions", "with pickle"),
+)
+"""What is asked for that is not so; the argument that is named, and what it is, to this process
+and to another one."""
+
+
+@pytest.mark.parametrize(("asked", "name", "here", "there"), OTHERS)
+def test_options_that_differ_are_refused(
+    server: Server, asked: str, name: str, here: str, there: str
+) -> None:
+    made = server.connect(name="jobs", maxsize=3, max_deliveries=3, on_failure="cancel")
     again = server.connect(name="jobs")
     assert again.statistics() == made.statistics()
-    for options in ({"maxsize": 4}, {"redeliver": False}):
-        name = next(iter(options))
-        with pytest.raises(ValueError, match=f"^{name}: this process takes part"):
-            server.connect(name="jobs", **options)
-        elsewhere = (
-            "import sys; from iterable_queue import IterableQueue\n"
-            f"IterableQueue.connect(sys.argv[1], name='jobs', **{options!r})"
+    options = eval(f"dict({asked})")
+    with pytest.raises(ValueError, match=f"^{name}: (this process|the queue 'jobs').* with {here}"):
+        server.connect(name="jobs", **options)
+    elsewhere = (
+        "import sys; from iterable_queue import IterableQueue\n"
+        f"IterableQueue.connect(sys.argv[1], name='jobs', {asked})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", elsewhere, server.url],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "the queue 'jobs' on the server" in done.stderr
+    assert there in done.stderr
+    assert made.statistics() == again.statistics(), "nothing has changed"
+
+
+def test_a_second_connect_may_ask_for_the_same_and_for_longer(server: Server) -> None:
+    made = server.connect(name="jobs", maxsize=3, sign="key", serializer=(to_json, json.loads))
+    # What makes its functions anew for each call is taken at its word.
+    for _ in range(2):
+        server.connect(
+            name="jobs", maxsize=3, sign=b"key", serializer=(to_json, json.loads), expiry_s=1.0
         )
-        done = subprocess.run(
-            [sys.executable, "-c", elsewhere, server.url],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert f"ValueError: {name}: the queue 'jobs' on the server" in done.stderr
+    lambdas = [
+        server.connect(name="own", serializer=(to_json, lambda data: data[1:])) for _ in range(2)
+    ]
+    with pytest.raises(ValueError, match=r"^sign: .* with another key"):
+        server.connect(name="jobs", sign="other", serializer=(to_json, json.loads))
+    asked = {"sign": "key", "serializer": (to_json, json.loads)}
+    server.connect(name="jobs", expiry_s=20.0, keep_s=1e6, **asked)
+    with server.client() as client:
+        assert client.hmget("iq:{jobs}:q", "ex", "ke") == [b"20000", b"1000000000"]
+        assert client.pttl("iq:{jobs}:items") in (-2, client.pttl("iq:{jobs}:q"))
+    made.cancel()
+    lambdas[0].cancel()
+
+
+def test_to_drop_one_of_several_handles_does_not_close_the_queue(server: Server) -> None:
+    made = server.connect(name="jobs")
+    again = server.connect(name="jobs")
+    del made
+    gc.collect()
+    with again, again.get_producer() as out:
+        out.put(1)
+    assert list(again.get_consumer()) == [1]
+
+
+def test_who_was_taken_for_dead_connects_again(server: Server) -> None:
+    lost = server.connect(name="jobs")
+    other = server.connect(name="jobs", url=f"{server.url}?db=0")
+    core: Any = lost._core
+    with server.client() as client:
+        client.delete(f"iq:{{jobs}}:k:{core.ledger.me}")
+    again = server.connect(name="jobs")
+    again.get_producer().put(1)
+    assert other.get_consumer().get(timeout=20) == 1
+    other.cancel()
 
 
 def test_wrong_arguments_raise_at_once() -> None:

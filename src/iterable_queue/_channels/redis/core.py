@@ -147,22 +147,7 @@ class RedisCore(Core):
             link.client = self.ledger.me
             answer = link.call(ADOPT, os.getpid(), what="a child's first call")
         else:
-            id_ = self.address.id
-            answer = link.call(
-                JOIN,
-                VERSION,
-                os.getpid(),
-                socket.gethostname(),
-                os.urandom(8).hex(),
-                *self._options,
-                self.settings.format,
-                self._site,
-                int(self.settings.expiry_s * 1000),
-                int(handle),
-                id_,
-                os.urandom(8).hex(),
-                what="connect",
-            )
+            answer = self._call_join(self.settings, self._options, self.address.id, handle=handle)
             link.client = answer[0]
         head = self.ledger.head
         maxsize, state, deliveries, pid, host, found_id, how = answer[2]
@@ -179,6 +164,23 @@ class RedisCore(Core):
         self._is_here = True
         if self._listener is None:
             self._listener = Listener(self)
+
+    def _call_join(self, settings: Settings, options: Options, id_: str, *, handle: bool) -> Any:
+        return self.link.call(
+            JOIN,
+            VERSION,
+            os.getpid(),
+            socket.gethostname(),
+            os.urandom(8).hex(),
+            *options,
+            settings.format,
+            self._site,
+            int(settings.expiry_s * 1000),
+            int(handle),
+            id_,
+            os.urandom(8).hex(),
+            what="connect",
+        )
 
     def was_taken_for_dead(self, loss: str) -> None:
         """The server knows this client no more."""
@@ -227,18 +229,25 @@ class RedisCore(Core):
         """Whether calls can be made."""
         return not self._left and not self.link.loss and not sys.is_finalizing()
 
-    def check_options(self, options: Options) -> None:
-        """Raises ValueError where the queue is not like these."""
-        head = self.ledger.head
-        for name, asked, had in (
-            ("maxsize", options.maxsize, head[MAXSIZE]),
-            ("redeliver", options.deliveries, head[cells_.REDELIVER]),
+    def join_again(self, settings: Settings, options: Options) -> None:
+        """For one more `connect` in this process. Raises ValueError where that asks for others.
+
+        The server compares what it knows, and lets the longest times count, as for any who joins.
+        It notes the further handle: to drop one of several does not close the queue.
+        """
+        self.check_here()
+        had = self.settings
+        for name, is_same, value in (
+            ("serializer", settings.is_read_like(had), "other functions"),
+            ("sign", settings.key == had.key, "another key" if had.key else "none"),
         ):
-            if asked and int(asked) != had:
+            if not is_same:
                 raise ValueError(
-                    f"{name}: this process takes part in the queue {self.settings.name!r} already, "
-                    f"with {had}; leave the argument out, or give the same"
+                    f"{name}: this process takes part in the queue {had.name!r} already, "
+                    f"with {value}; give the same"
                 )
+        self.link.keep_at_least(settings.keep_s)
+        self._call_join(settings, options, self.address.id, handle=True)
 
     def abandon(self) -> None:
         """It was not possible to take part."""

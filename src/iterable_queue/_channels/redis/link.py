@@ -61,7 +61,7 @@ class Link:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._key = f"iq:{{{settings.name}}}:q".encode()
-        self._ttl = b"%d" % int(settings.keep_s * 1000)
+        self._keep_ms = int(settings.keep_s * 1000)
         pool: Any = _client_of(settings.source).connection_pool
         self._pool = pool
         self._connection: Any = pool.make_connection()
@@ -123,7 +123,12 @@ class Link:
 
     def arguments(self, args: Iterable[object], number: int) -> list[bytes]:
         """What ARGV is."""
-        return [b"%d" % self.client, b"%d" % number, self._ttl, *map(as_bytes, args)]
+        start = [b"%d" % self.client, b"%d" % number, b"%d" % self._keep_ms]
+        return [*start, *map(as_bytes, args)]
+
+    def keep_at_least(self, keep_s: float) -> None:
+        """What this process asks for from now on."""
+        self._keep_ms = max(self._keep_ms, int(keep_s * 1000))
 
     def call(self, script: Script, *args: object, what: str = "", patience_s: float = -1.0) -> Any:
         """Run *script* with these arguments, once, however often the connection breaks.
@@ -304,6 +309,8 @@ class Link:
                 )
         if "IQOTHER " in text:
             option, _, had = text.partition("IQOTHER ")[2].partition(" ")
+            if option == "on_failure":
+                had = "cancel" if had == "1" else "raise"
             return ValueError(
                 f"{option}: the queue {name!r} on the server at {self.address} exists already, "
                 f"with {had}; leave the argument out, or give the same"

@@ -406,6 +406,7 @@ if kind_of == 'hash' then
   end
 end
 if kind_of == 'none' and id ~= '' then return redis.error_reply('IQGONE') end
+if me ~= '0' and not lives(me) then return redis.error_reply('IQEXPIRED') end
 if kind_of == 'none' then
   for _, key in ipairs({'items', 'hands', 'ahead', 'open', 'beats', 'wi', 'wr', 'we', 'fails',
       'reason', 'e:0', 'k:1', 'w:1'}) do
@@ -428,11 +429,12 @@ if made then
     'la', t, 'am', 0, 'ha', 0, 'id', new_id)
 end
 local keep = math.max(get('ke'), tonumber(ARGV[3]))
-call('HSET', Q, 'ke', keep)
+if get('ke') < keep then call('HSET', Q, 'ke', keep) end
 if call('PTTL', Q) < keep then renew(1.5 * keep) end
 if get('ex') < expiry then call('HSET', Q, 'ex', expiry) end
+local client = me ~= '0' and me or nil  -- another handle in a process that takes part
+if client and handle then call('HSET', Q, 'ha', 0) end
 -- Sent again: it has joined before.
-local client
 for _, other in ipairs(call('ZRANGE', BEATS, 0, -1)) do
   if call('HGET', P..'k:'..other, 'token') == token then client = other end
 end

@@ -34,6 +34,20 @@ class Settings(NamedTuple):
         how = "pickle" if self.serializer is None else "custom"
         return f"{how}+signed" if self.key is not None else how
 
+    def is_read_like(self, other: Settings) -> bool:
+        """Whether items are made and read by the same functions, as far as that can be told."""
+        if self.serializer is None or other.serializer is None:
+            return self.serializer is other.serializer
+        return all(map(_is_same, self.serializer, other.serializer))
+
+
+def _is_same(function: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    if function == other:
+        return True
+    # A lambda, say, that is made anew by each call of what has it.
+    code = getattr(function, "__code__", None)
+    return code is not None and code == getattr(other, "__code__", None)
+
 
 class Options(NamedTuple):
     """What the queue is to be like; "" leaves it to whoever made it."""
