@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
+import math
 import os
 import pickle
 import re
@@ -12,7 +14,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from functools import partial
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
@@ -165,13 +166,21 @@ def test_who_was_taken_for_dead_connects_again(server: Server) -> None:
 
 
 def test_wrong_arguments_raise_at_once() -> None:
-    connect: Any = partial(IterableQueue[Any].connect, "redis://127.0.0.1:1/0")
+    connect: Any = IterableQueue[Any].connect
     for error, text, arguments in (
         (TypeError, "maxsize must be an int, not '3'", {"maxsize": "3"}),
         (TypeError, "name must be a text, not 3", {"name": 3}),
         (ValueError, "name must have 1 to 200 characters and no braces", {"name": "a{b}"}),
         (ValueError, "name must have 1 to 200 characters and no braces", {"name": ""}),
-        (ValueError, "expiry_s must be 0.3 or more seconds", {"expiry_s": 0.1}),
+        (ValueError, "expiry_s must be 0.3 to 86,400 seconds, not 0.1", {"expiry_s": 0.1}),
+        (ValueError, "expiry_s must be 0.3 to 86,400 seconds, not inf", {"expiry_s": math.inf}),
+        (ValueError, "expiry_s must be 0.3 to 86,400 seconds, not nan", {"expiry_s": math.nan}),
+        (ValueError, "retry_s must be 0 to 31,536,000 seconds, not -1", {"retry_s": -1}),
+        (ValueError, "retry_s must be 0 to 31,536,000 seconds, not inf", {"retry_s": math.inf}),
+        (ValueError, "keep_s must be 0 to 31,536,000 seconds, not inf", {"keep_s": math.inf}),
+        (ValueError, "keep_s must be 0 to 31,536,000 seconds, not 1e+18", {"keep_s": 1e18}),
+        (ValueError, "name must be a text that UTF-8 has, not", {"name": "a\ud800"}),
+        (TypeError, "server must be a function, not 3", {"server": 3}),
         (TypeError, "keep_s must be a number of seconds", {"keep_s": "1"}),
         (ValueError, "keep_s must be more than expiry_s=15, not 1.0", {"keep_s": 1.0}),
         (
@@ -182,7 +191,12 @@ def test_wrong_arguments_raise_at_once() -> None:
         (ValueError, "sign must not be empty", {"sign": b""}),
         (TypeError, "sign must be a text or bytes, not 1", {"sign": 1}),
         (TypeError, "serializer must be a function", {"serializer": (1, 2)}),
+        (TypeError, "serializer must be two functions", {"serializer": (repr,)}),
+        (TypeError, "serializer must be two functions", {"serializer": (repr, repr, repr)}),
+        (TypeError, "serializer must be two functions", {"serializer": ()}),
+        (TypeError, "serializer must be two functions", {"serializer": json}),
         (ValueError, "on_failure must be 'raise' or 'cancel'", {"on_failure": "explode"}),
+        (ValueError, "on_failure must be 'raise' or 'cancel', not ''", {"on_failure": ""}),
         (
             ValueError,
             "max_deliveries is for queues with",
@@ -190,7 +204,27 @@ def test_wrong_arguments_raise_at_once() -> None:
         ),
     ):
         with pytest.raises(error, match=re.escape(text)):
-            connect(**{"name": "n", **arguments})
+            connect(**{"server": "redis://127.0.0.1:1/0", "name": "n", **arguments})
+
+
+@pytest.mark.parametrize(
+    "most", [{"expiry_s": 86_400, "keep_s": 31_536_000}, {"retry_s": 31_536_000}, {"retry_s": 0}]
+)
+def test_the_longest_times_work(server: Server, most: dict[str, float]) -> None:
+    iq = server.connect(**most)
+    with iq, iq.get_producer() as out:
+        out.put(1)
+    assert list(iq.get_consumer()) == [1]
+
+
+def test_a_server_without_memory_refuses_a_queue(server: Server) -> None:
+    with server.client() as client:
+        client.config_set("maxmemory", 1)
+        with pytest.raises(OSError, match="by connect") as caught:
+            server.connect()
+        assert caught.value.errno == errno.ENOSPC
+        assert not server.names()
+        client.config_set("maxmemory", 0)
 
 
 def test_a_foreign_key_is_refused_and_left_alone(server: Server) -> None:
