@@ -33,6 +33,7 @@ from iterable_queue import (
     Producer,
     ProducerFailed,
 )
+from iterable_queue._cells import FORKED
 from tests.conftest import FORKS, Processes, wait_until
 from tests.redis_server import SERVER, Maker, Server, free_port, need_redis, redis
 
@@ -771,6 +772,48 @@ def test_pools(server: Server, processes: Processes, method: str) -> None:
     source = results.get_consumer()
     assert sum(source) == sum(range(300))
     assert processes.join() == [0] * 6
+
+
+@FORKS
+def test_forks_cost_as_many_calls_as_there_are_processes(
+    server: Server, processes: Processes
+) -> None:
+    count = 20
+    with server.connect() as iq:
+        outs = [iq.get_producer() for _ in range(count)]
+        before = calls(iq)
+        for n, out in enumerate(outs):
+            processes.start(
+                get_context("fork").Process(target=produce, args=(out, range(n, n + 1)))
+            )
+        # A client, an endpoint for it, its pid and its end; and marks, once.
+        assert calls(iq) - before <= 4 * count + 2
+    assert sorted(iq.get_consumer()) == list(range(count))
+    assert processes.join() == [0] * count
+
+
+@FORKS
+def test_what_a_fork_may_have_taken_along_is_marked_once(server: Server) -> None:
+    iq = server.connect()
+    kept = [iq.get_producer() for _ in range(10)]
+
+    def fork() -> int:
+        before = calls(iq)
+        pid = os.fork()
+        if not pid:
+            os._exit(0)
+        os.waitpid(pid, 0)
+        return calls(iq) - before
+
+    assert fork() == 1
+    assert fork() == 0
+    kept.append(iq.get_producer())
+    assert iq.statistics().open_producers == 11
+    assert fork() == 1
+    with server.client() as client:
+        assert {int(client.hget(f"iq:{{q1}}:e:{n}", "f")) for n in range(1, 12)} == {FORKED}
+        assert client.hget("iq:{q1}:q", "ha") == b"0"
+    iq.cancel()
 
 
 def test_importing_the_package_imports_no_client() -> None:

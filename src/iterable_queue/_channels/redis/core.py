@@ -43,6 +43,7 @@ from iterable_queue._channels.redis.calls import (
     DEAD,
     HEIR,
     JOIN,
+    MARK,
     QUIET,
     SEND,
     SHUT,
@@ -112,6 +113,10 @@ class RedisCore(Core):
         """The end of such a pipe that shows the life of this process."""
         self._launching: dict[int, _Launch] = {}
         self._maker = 0, ""
+        self._marked: set[int] = set()
+        """The untaken endpoints that the server knows may be in a child."""
+        self._may_be_held = False
+        """It knows likewise that a child may hold the queue itself."""
         self.made = False
         self.address = Address(settings, id_)
         self.link.restore = ledger.claims_left
@@ -459,16 +464,18 @@ class RedisCore(Core):
                 yield endpoint
 
     def _before_fork(self, untaken: list[Endpoint], direct: set[int]) -> None:
-        if self.ledger.head[cells_.HANDLE] == 0:
-            self.ledger.head[cells_.HANDLE] = 1
-            self.link.call(SEND, 0, 0)  # the child may hold the queue itself
         given = [endpoint.number for endpoint in untaken if id(endpoint) in direct]
-        for endpoint in untaken:
-            if endpoint.number not in given:
-                self.link.call(SEND, endpoint.number, FORKED)
+        numbers = {endpoint.number for endpoint in untaken}
+        # A mark stays, and what was given is not to be had here any more: so for many processes
+        # in a row it is only said what is new.
+        new = numbers - self._marked - set(given)
+        if new or not self._may_be_held:
+            self.link.call(MARK, *new)
+            self._may_be_held = True
         if given:
             self._heir = self._make_heir()
             self.link.call(ASSIGN, self._heir[0], 0, *given)
+        self._marked = numbers
 
     def _make_heir(self) -> tuple[int, int, int]:
         client: int = self.link.call(HEIR, socket.gethostname())[0]
@@ -512,6 +519,8 @@ class RedisCore(Core):
         self.link.loss = loss
         self.link.restore = ledger.claims_left
         self._options = Options()
+        self._marked = set()
+        self._may_be_held = False
         if self._heir is not None:
             client, here, self._life = self._heir
             self._heir = None

@@ -561,6 +561,25 @@ return done({1, tonumber(e[3])})
 )
 """A copy of an endpoint goes off."""
 
+MARK: Final = _script(
+    COMMON,
+    SESSION,
+    """
+call('HDEL', Q, '-')
+call('HSET', Q, 'ha', 0)
+for i = 4, #ARGV do
+  local key = P..'e:'..ARGV[i]
+  local e = call('HMGET', key, 'o', 'm', 'f')
+  local flags = num(e[3])
+  if e[1] and (e[1] == me or (e[1] == '0' and e[2] == me)) and band(flags, USED) == 0 then
+    call('HSET', key, 'f', bor(flags, FORKED))
+  end
+end
+return done({1})
+""",
+)
+"""This process forks: the child may hold the queue, and these endpoints."""
+
 ASSIGN: Final = _script(
     COMMON,
     SESSION,
