@@ -454,7 +454,10 @@ def test_a_recall_that_is_not_answered_loses_nothing(
         hand = next(iter(source._hands.values()))  # type: ignore[attr-defined]
     claim, core = hand.own.claim, iq._core
     claimed = claim.permits
-    proxy.cut(**{what: 0}, refuse=True)  # type: ignore[arg-type]
+    if what == "request":
+        proxy.cut(request=0, refuse=True)
+    else:
+        proxy.cut(answer=0, refuse=True)
     with core.runtime.lock:
         core.was_told(["c", *claim.hand.split(":"), str(claim.call)])  # type: ignore[attr-defined]
     assert proxy.cuts == 1
