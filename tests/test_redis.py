@@ -774,6 +774,36 @@ def test_pools(server: Server, processes: Processes, method: str) -> None:
     assert processes.join() == [0] * 6
 
 
+EXAMPLE = Path(__file__).parents[1] / "examples" / "hash_tree_hosts.py"
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_the_example_tells_of_processes_that_failed(
+    server: Server, tmp_path: Path, is_there: bool
+) -> None:
+    path = tmp_path / "file"
+    if is_there:
+        path.write_bytes(b"")
+    results = server.connect(name="hash-tree-results", maxsize=1000)
+    with server.connect(name="hash-tree-paths", maxsize=1000, redeliver=True) as paths:
+        with paths.get_producer() as out:
+            out.put(str(path))
+        source = results.get_consumer()
+        command = [sys.executable, str(EXAMPLE), server.url, "hash", "--processes=1"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as hashing:
+            try:
+                wait_until(lambda: paths.statistics().taken, "the path is taken")
+                paths.close()
+                _, said = hashing.communicate(timeout=40)
+            finally:
+                hashing.kill()
+    assert hashing.returncode == (0 if is_there else 1)
+    assert ("FileNotFoundError" in said) is not is_there
+    assert (results.qsize() == 1) is is_there
+    source.close()
+    results.cancel()
+
+
 @FORKS
 def test_forks_cost_as_many_calls_as_there_are_processes(
     server: Server, processes: Processes

@@ -385,7 +385,7 @@ def test_a_connection_cut_in_mid_command(server: Server, proxy: Proxy, what: str
 
     def cut() -> None:
         nonlocal cuts
-        proxy.cut(**{what: at})
+        proxy.cut(request=at if what == "request" else -1, answer=at if what == "answer" else -1)
         cuts += 1
 
     for n in range(8):
@@ -454,10 +454,8 @@ def test_a_recall_that_is_not_answered_loses_nothing(
         hand = next(iter(source._hands.values()))  # type: ignore[attr-defined]
     claim, core = hand.own.claim, iq._core
     claimed = claim.permits
-    if what == "request":
-        proxy.cut(request=0, refuse=True)
-    else:
-        proxy.cut(answer=0, refuse=True)
+    is_request = what == "request"
+    proxy.cut(request=0 if is_request else -1, answer=-1 if is_request else 0, refuse=True)
     with core.runtime.lock:
         core.was_told(["c", *claim.hand.split(":"), str(claim.call)])  # type: ignore[attr-defined]
     assert proxy.cuts == 1
