@@ -50,6 +50,9 @@ def server(tmp_path: Path) -> Iterator[Server]:
         found.end()
 
 
+PAGE = Path(__file__).parents[1] / "docs" / "several-machines.md"
+
+
 def calls(queue: IterableQueue[Any]) -> int:
     """Round trips that this process has made for it."""
     core: Any = queue._core
@@ -264,16 +267,34 @@ def test_a_wrong_password_is_refused_at_once(tmp_path: Path, server: Server) -> 
 
 
 def test_acl_users_need_the_prefix_alone(server: Server) -> None:
+    """By the rule in the documentation, word for word."""
+    [rule] = re.findall("^ACL SETUSER .*$", PAGE.read_text(), re.MULTILINE)
     with server.client() as client:
-        client.execute_command(
-            "ACL", "SETUSER", "worker", "on", ">word", "~iq:*", "+@all", "-@admin", "-@dangerous"
-        )
-    url = server.url.replace("redis://", "redis://worker:word@")
-    iq = server.connect(url=url)
-    out, source = iq.get_producer(), iq.get_consumer()
-    out.put_many(range(10))
-    assert source.get() == 0
-    iq.cancel()
+        client.execute_command(*rule.split())
+        refused = client.acl_log
+        url = server.url.replace("redis://", "redis://worker:password@")
+        iq = server.connect(url=url, redeliver=True)
+        out, source, worker = iq.get_producer(), iq.get_consumer(), iq.get_worker()
+        out.put_many(range(1000))
+        assert source.get() == 0
+        assert worker.get() == 1
+        out.fail(LookupError("told"))
+        worker.close()
+        assert iq.qsize() <= 998
+        iq.explain()
+        del worker
+        iq.cancel(LookupError("why"))
+        with pytest.raises(Cancelled):
+            source.get()
+        del iq, out, source
+        gc.collect()
+        assert not server.names()
+        assert not refused()
+        with (
+            redis.Redis.from_url(url) as other,
+            pytest.raises(redis.exceptions.NoPermissionError),
+        ):
+            other.get("another key")
 
 
 def test_unix_sockets_and_clients_of_ones_own(server: Server) -> None:
