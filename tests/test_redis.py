@@ -697,6 +697,20 @@ def test_calls_have_as_few_round_trips_as_they_say(server: Server) -> None:
     iq.close()
 
 
+def test_a_recording_says_where_the_queue_was_made(server: Server, tmp_path: Path) -> None:
+    iq = server.connect(name="q")
+    other = server.connect(name="q", url=f"{server.url}?db=0")
+    for queue in (iq, other):
+        path = tmp_path / "recording"
+        with queue.record(path, interval=None) as recording:
+            before = calls(queue)
+            recording.sample()
+            assert calls(queue) - before == 1
+        made = json.loads(path.read_text().splitlines()[0])["made"]
+        assert made.startswith(f"{Path(__file__).parent / 'redis_server.py'}:"), "which connects"
+    iq.cancel()
+
+
 def test_one_who_waits_takes_what_another_has_claimed(server: Server) -> None:
     iq = server.connect()
     out, source = iq.get_producer(), iq.get_consumer()

@@ -372,7 +372,8 @@ class IterableQueue(Generic[T]):
 
         Each sample is a line of JSON. They are taken by a daemon thread of this process, until the
         recording is closed or all is finished; in between, neither the queue nor the process is
-        kept alive or waited for. Where the queue is one for processes, it takes no lock.
+        kept alive or waited for. Where the queue is one for processes, it takes no lock; where it
+        is on a server, each sample is a round trip.
 
         Args:
             path: the file; what it holds already is lost.

@@ -155,7 +155,7 @@ class RedisCore(Core):
             answer = self._call_join(self.settings, self._options, self.address.id, handle=handle)
             link.client = answer[0]
         head = self.ledger.head
-        maxsize, state, deliveries, pid, host, found_id, how = answer[2]
+        maxsize, state, deliveries, pid, host, found_id, how, site = answer[2]
         if as_text(how) != self.settings.format:
             raise ValueError(
                 f"serializer, sign: the queue {self.settings.name!r} on the server at "
@@ -163,6 +163,7 @@ class RedisCore(Core):
             )
         head[MAXSIZE], head[STATE], head[cells_.REDELIVER] = map(int, (maxsize, state, deliveries))
         self._maker = int(pid), as_text(host)
+        self.ledger.made_at = as_text(site)
         self.made = bool(answer[1])
         self.address = Address(self.settings, as_text(found_id))
         self.ledger.me = link.client

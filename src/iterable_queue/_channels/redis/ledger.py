@@ -94,6 +94,7 @@ class RedisLedger(Ledger):
 
     Attributes:
         link: the connection for calls.
+        made_at: the line of user code that made the queue.
         waits: the attempt that is being made is one of a caller that waits if it is in vain.
         owners: of clients: their pids and hosts, as last seen.
         silent_ms: for how long they had not been heard then.
@@ -110,10 +111,10 @@ class RedisLedger(Ledger):
         "_put_ever",
         "_queued",
         "_reported",
-        "_site",
         "_unreported",
         "_views",
         "link",
+        "made_at",
         "owners",
         "runtime_lock",
         "silent_ms",
@@ -137,7 +138,7 @@ class RedisLedger(Ledger):
         self._views: list[SlotView] = []
         self._queued = self._ahead = self._held = self._put_ever = 0
         self.unsigned = 0
-        self._site = ""
+        self.made_at = ""
         self._reported: dict[int, int] = {}
         self._unreported: dict[int, int] = {}
         channel.ledger = self
@@ -530,7 +531,6 @@ class RedisLedger(Ledger):
         self._ahead, self._held = looked[2:4]
         self._put_ever = int(counts.get(b"pt", 0))
         self.unsigned = int(counts.get(b"xs", 0))
-        self._site = as_text(counts.get(b"site", b""))
         head[cells_.HIGHEST] = max(head[cells_.HIGHEST], self._queued)
         clients: list[Any] = looked[5]
         self.owners.clear()
@@ -564,4 +564,4 @@ class RedisLedger(Ledger):
         return 0
 
     def site(self) -> str:
-        return self._site
+        return self.made_at

@@ -456,7 +456,7 @@ if not client then
   end
 end
 return {tonumber(client), made and 1 or 0,
-  call('HMGET', Q, 'ms', 'st', 're', 'mpid', 'mhost', 'id', 'format')}
+  call('HMGET', Q, 'ms', 'st', 're', 'mpid', 'mhost', 'id', 'format', 'site')}
 """,
 )
 """A process takes part; the queue is made if there is none."""
@@ -482,7 +482,7 @@ ADOPT: Final = _script(
     """
 if call('EXISTS', P..'k:'..me) == 0 then return redis.error_reply('IQEXPIRED') end
 if ARGV[4] ~= '0' then call('HSET', P..'k:'..me, 'pid', ARGV[4]) end
-return {1, 0, call('HMGET', Q, 'ms', 'st', 're', 'mpid', 'mhost', 'id', 'format')}
+return {1, 0, call('HMGET', Q, 'ms', 'st', 're', 'mpid', 'mhost', 'id', 'format', 'site')}
 """,
 )
 """That process is there, or its pid is known."""
