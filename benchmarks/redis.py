@@ -5,8 +5,8 @@
 Starts a server of its own on a free port of this machine (without persistence), and two processes
 for each row: one puts small ints, the other takes them. A row's rounds alternate with those of the
 others, and the median counts. What counts is the time from the moment at which both processes are
-ready to the end of the one that takes. So it includes that they connect, and that one leaves: a
-few hundredths of a second, which count for little where there are enough items.
+ready to the end of the one that takes. So it includes that they connect, and that one leaves and
+ends, which counts for little where there are enough items.
 """
 
 from __future__ import annotations

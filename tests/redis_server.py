@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -110,6 +111,17 @@ class Server:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGCONT)
             self.kill()
+
+
+def running(server: Server) -> Iterator[Server]:
+    """What a fixture yields from: starts *server*, and ends it. Skips where there is none."""
+    need_redis()
+    try:
+        server.start()
+        yield server
+    finally:
+        gc.collect()  # queues that tracebacks hold, while there is a server to say so to
+        server.end()
 
 
 class Maker:

@@ -35,19 +35,12 @@ from iterable_queue import (
 )
 from iterable_queue._cells import FORKED
 from tests.conftest import FORKS, Processes, wait_until
-from tests.redis_server import SERVER, Maker, Server, free_port, need_redis, redis
+from tests.redis_server import SERVER, Maker, Server, free_port, need_redis, redis, running
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    need_redis()
-    found = Server(tmp_path)
-    try:
-        found.start()
-        yield found
-    finally:
-        gc.collect()  # queues that tracebacks hold, while there is a server to say so to
-        found.end()
+    yield from running(Server(tmp_path))
 
 
 PAGE = Path(__file__).parents[1] / "docs" / "several-machines.md"

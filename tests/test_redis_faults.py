@@ -34,25 +34,19 @@ from iterable_queue import (
     ProducerFailed,
 )
 from tests.conftest import FORKS, Processes, wait_until
-from tests.redis_server import Proxy, Server, need_redis
+from tests.redis_server import Proxy, Server, running
 
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    need_redis()
-    return tmp_path
+def server(tmp_path: Path) -> Iterator[Server]:
+    yield from running(Server(tmp_path))
 
 
 @pytest.fixture
-def server(directory: Path) -> Iterator[Server]:
-    yield from running(Server(directory))
-
-
-@pytest.fixture
-def durable(directory: Path) -> Iterator[Server]:
-    yield from running(Server(directory, *DURABLE))
+def durable(tmp_path: Path) -> Iterator[Server]:
+    yield from running(Server(tmp_path, *DURABLE))
 
 
 @pytest.fixture
@@ -63,15 +57,6 @@ def proxy(server: Server) -> Iterator[Proxy]:
     finally:
         gc.collect()
         found.close()
-
-
-def running(server: Server) -> Iterator[Server]:
-    try:
-        server.start()
-        yield server
-    finally:
-        gc.collect()
-        server.end()
 
 
 class Background:

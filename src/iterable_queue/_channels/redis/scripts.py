@@ -98,9 +98,11 @@ local function done(reply)
 end
 """
 
-RULES: Final = """
+FIRST: Final = """
 call('HDEL', Q, '-')  -- the first write, which is never refused for want of memory
+"""
 
+RULES: Final = """
 local function field_of(kind)
   if kind == PRODUCER then return 'pr' elseif kind == CONSUMER then return 'co' end
   return 'wo'
@@ -385,7 +387,8 @@ def _script(*parts: str) -> str:
 
 JOIN: Final = _script(
     COMMON,
-    RULES.replace("call('HDEL', Q, '-')", "local kind_of = call('TYPE', Q).ok"),
+    "local kind_of = call('TYPE', Q).ok\n",
+    RULES,
     """
 -- version, pid, host, token, options: maxsize, cancel on failure, deliveries; format, site, expiry
 -- in ms, whether it is by the name, the identity that the queue must have, one for a new queue
@@ -490,6 +493,7 @@ return {1, 0, call('HMGET', Q, 'ms', 'st', 're', 'mpid', 'mhost', 'id', 'format'
 OPEN: Final = _script(
     COMMON,
     SESSION,
+    FIRST,
     RULES,
     """
 local kind, site, clone = ARGV[4], ARGV[5], ARGV[6] == '1'
@@ -751,6 +755,7 @@ end
 """,
     COMMON,
     SESSION,
+    FIRST,
     RULES,
     """
 local n, worker, known, keep = ARGV[4], ARGV[5] == '3', ARGV[7], tonumber(ARGV[8])
@@ -806,6 +811,7 @@ return done({0, st})
 CUT: Final = _script(
     COMMON,
     SESSION,
+    FIRST,
     RULES,
     """
 -- hand, its claim, how many items of it are left, the one in hand included; how many go back
@@ -834,10 +840,11 @@ return done({num(call('HGET', Q, 'st'))})
 CLOSE: Final = _script(
     COMMON,
     SESSION,
+    FIRST,
     RULES,
     """
--- endpoint, failure or '', items that go on to others though they were in hand; then hands: each
--- its number, its claim, how much of that goes back
+-- endpoint, failure or ''; then of each hand that this process knows: its number, its claim, and
+-- how much of that goes back
 local n, blob = ARGV[4], ARGV[5]
 local e = call('HMGET', P..'e:'..n, 'k', 'f', 'hn', 'o', 'm')
 if not e[1] then return done({0, get('st')}) end
@@ -858,6 +865,7 @@ return done({1, get('st')})
 SHUT: Final = _script(
     COMMON,
     SESSION,
+    FIRST,
     RULES,
     """
 if ARGV[4] == 'dropped' and call('HGET', Q, 'ha') ~= me then return done({0, get('st')}) end
@@ -874,15 +882,17 @@ return done({1, get('st')})
 )
 """No further producers or workers. One who only drops the queue may say so if it is alone."""
 
-CANCEL: Final = _script(COMMON, SESSION, RULES, "cancel(ARGV[4])\nreturn done({1, get('st')})\n")
+CANCEL: Final = _script(
+    COMMON, SESSION, FIRST, RULES, "cancel(ARGV[4])\nreturn done({1, get('st')})\n"
+)
 """Stop now."""
 
 WAITS: Final = _script(
     COMMON,
     SESSION,
+    FIRST,
     RULES,
     """
--- 'we' and nobody: join asks whether all is settled
 local st, fa, lo = get('st', 'fa', 'lo')
 if band(st, bor(CANCELLED, ABANDONED)) ~= 0 then return {-1, st} end
 if drained() and call('HLEN', HANDS) == 0 then return {1, st, fa, lo} end
@@ -891,7 +901,7 @@ call('PEXPIREAT', P..'we', gone_at)
 return {0, st}
 """,
 )
-"""Whether everything is finished. If not, the client is told when it may be."""
+"""Whether everything is finished, for join. If not, the client is told when it may be."""
 
 AGAIN: Final = _script(
     COMMON,
@@ -918,6 +928,7 @@ return 0
 
 BEAT: Final = _script(
     COMMON,
+    FIRST,
     RULES,
     """
 -- expiry in ms; then clients for which this one answers
@@ -950,6 +961,7 @@ return {dead, num(call('HGET', Q, 'st'))}
 DEAD: Final = _script(
     COMMON,
     SESSION,
+    FIRST,
     RULES,
     """
 mend(ARGV[4], ARGV[5])
@@ -961,6 +973,7 @@ return done({1})
 BYE: Final = _script(
     COMMON,
     SESSION,
+    FIRST,
     RULES,
     """
 mend(me, ARGV[4])
@@ -984,7 +997,7 @@ return 0
 
 SIZE: Final = _script(
     COMMON,
-    RULES.replace("call('HDEL', Q, '-')", ""),
+    RULES,
     """
 if call('EXISTS', P..'k:'..me) == 0 then return redis.error_reply('IQEXPIRED') end
 return {call('LLEN', ITEMS) + ahead(), get('st')}
@@ -994,7 +1007,7 @@ return {call('LLEN', ITEMS) + ahead(), get('st')}
 
 VIEW: Final = _script(
     COMMON,
-    RULES.replace("call('HDEL', Q, '-')", ""),
+    RULES,
     """
 if call('EXISTS', P..'k:'..me) == 0 then return redis.error_reply('IQEXPIRED') end
 local n = ARGV[4]
@@ -1017,7 +1030,7 @@ return {num(f.k), num(f.f), num(f.o), num(f.m), num(f.r), held, num(f.b), now() 
 
 LOOK: Final = _script(
     COMMON,
-    RULES.replace("call('HDEL', Q, '-')", ""),
+    RULES,
     """
 if call('EXISTS', P..'k:'..me) == 0 then return redis.error_reply('IQEXPIRED') end
 local t = now()
