@@ -5,8 +5,9 @@ On the machine that has the list of files, and on any number of machines that ca
     python examples/hash_tree_hosts.py redis://server:6379/0 list DIRECTORY
     python examples/hash_tree_hosts.py redis://server:6379/0 hash [--processes N]
 
-The first prints what `sha256sum` prints, sorted by path. The others may be started before or after
-it, and may be killed: what one had in hand goes to another.
+The first prints what `sha256sum` prints, sorted by path. Start it first: whoever makes a queue
+counts as one of its producers until the queue is closed, and must live until then. The others may
+be started at any time while it runs, and may be killed: what one had in hand goes to another.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def hash_files(source: Consumer[str], out: Producer[Result]) -> None:
             out.put((digest, path))
 
 
-def start_hashing(server: str, number: int) -> None:
+def start_hashing(server: str, number: int) -> int:
+    """Returns the exit status: 1 if one of the processes has failed or was killed."""
     paths, results = paths_on(server), results_on(server)
     processes = [
         Process(target=hash_files, args=(paths.get_consumer(), results.get_producer()))
@@ -91,9 +93,10 @@ def start_hashing(server: str, number: int) -> None:
         process.start()
     for process in processes:
         process.join()
+    return int(any(process.exitcode for process in processes))
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description="SHA-256 of many files, on several machines.")
     parser.add_argument("server", help="a URL, such as redis://host:6379/0")
     parser.add_argument("part", choices=("list", "hash"))
@@ -101,10 +104,10 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     if options.part == "hash":
-        start_hashing(options.server, options.processes)
-        return
+        return start_hashing(options.server, options.processes)
     print_sums(options.server, options.directory)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -122,6 +123,17 @@ class Server:
             self.kill()
 
 
+def running(server: Server) -> Iterator[Server]:
+    """What a fixture yields from: starts *server*, and ends it. Skips where there is none."""
+    need_redis()
+    try:
+        server.start()
+        yield server
+    finally:
+        gc.collect()  # queues that tracebacks hold, while there is a server to say so to
+        server.end()
+
+
 class Maker:
     """Makes queues; can be pickled."""
 
@@ -164,15 +176,20 @@ class Proxy:
         self._lock = threading.Lock()
         self._cut_at = -1
         self._cuts_answers = False
+        self._is_last_cut = False
         self._refuses = False
         self._open: set[socket.socket] = set()
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
 
-    def cut(self, *, request: int = -1, answer: int = -1) -> None:
-        """Cut the next command after so many of its bytes, or its answer after so many."""
+    def cut(self, *, request: int = -1, answer: int = -1, refuse: bool = False) -> None:
+        """Cut the next command after so many of its bytes, or its answer after so many.
+
+        *refuse*: from then on nobody new is let through.
+        """
         with self._lock:
             self._cuts_answers = answer >= 0
+            self._is_last_cut = refuse
             self._cut_at = max(request, answer)
 
     def refuse(self, refuses: bool) -> None:
@@ -219,6 +236,7 @@ class Proxy:
                     if cuts:
                         data = data[: self._cut_at]
                         self._cut_at = -1
+                        self._refuses = self._is_last_cut
                         self.cuts += 1
                 target.sendall(data)
                 if cuts:

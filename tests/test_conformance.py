@@ -10,7 +10,6 @@ must be caught under the name of that promise.
 from __future__ import annotations
 
 import copy
-import gc
 import importlib
 import multiprocessing
 import os
@@ -49,7 +48,7 @@ from iterable_queue.testing import (
     promises,
 )
 from tests.conftest import FORKS, Context, lives
-from tests.redis_server import Server, need_redis
+from tests.redis_server import Server, running
 
 BETWEEN_THREADS = [p.name for p in promises() if p.needs in ("", "fifo")]
 OVER_A_QUEUE = [name for name in BETWEEN_THREADS if name != "a_wrong_maxsize_raises_at_once"]
@@ -99,14 +98,7 @@ def test_a_queue_for_processes_between_threads(name: str) -> None:
 
 @pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[Server]:
-    need_redis()
-    server = Server(tmp_path)
-    try:
-        server.start()
-        yield server
-    finally:
-        gc.collect()
-        server.end()
+    yield from running(Server(tmp_path))
 
 
 ON_A_SERVER = {"a_wrong_maxsize_raises_at_once"}

@@ -41,6 +41,7 @@ from iterable_queue.testing import (
     Ended,
     Failed,
     FakeQueue,
+    FakeQueues,
     Finished,
     Killed,
     Lost,
@@ -1114,3 +1115,53 @@ def test_over_a_simple_queue() -> None:
     assert fake.taken_items == [1, 2, 3]
     finished = [event.item for event in fake.history if isinstance(event, Finished)]
     assert finished == [1, 2, 3]
+
+
+# Queues by name
+
+
+def make_squares(url: str, most: int) -> None:
+    """Code under test that knows its queue by a server and a name."""
+    with IterableQueue[int].connect(url, name="squares") as iq, iq.get_producer() as out:
+        out.put_many(n * n for n in range(most))
+
+
+def sum_squares(url: str) -> int:
+    return sum(IterableQueue[int].connect(url, name="squares").get_consumer())
+
+
+def test_who_connects_by_a_name_shares_a_fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    fakes = FakeQueues(VirtualClock())
+    monkeypatch.setattr(IterableQueue, "connect", fakes.connect)
+    make_squares("redis://nowhere", 4)
+    assert sum_squares("redis://nowhere") == 14
+    assert fakes.named["squares"].put_items == [0, 1, 4, 9]
+    assert fakes.made == [fakes.named["squares"]]
+    assert fakes.connect("redis://nowhere", name="other") is not fakes.named["squares"]
+    assert not FakeQueues(VirtualClock()).named, "nor has another test any of them"
+
+
+def test_fakes_by_name_take_the_arguments_of_connect() -> None:
+    fakes = FakeQueues(VirtualClock())
+    real, fake = map(inspect.signature, (IterableQueue[Any].connect, fakes.connect))
+    assert list(fake.parameters.values()) == list(real.parameters.values())
+    made = fakes.connect("redis://nowhere", name="q", maxsize=2, max_deliveries=2, sign="key")
+    for same in ({}, {"maxsize": 2}, {"on_failure": "raise"}, {"max_deliveries": 2}):
+        assert fakes.connect("redis://nowhere", name="q", sign="key", **same) is made
+    for option, other in {"maxsize": 3, "on_failure": "cancel", "redeliver": False}.items():
+        with pytest.raises(ValueError, match=f"^{option}: the queue 'q' exists already, with "):
+            fakes.connect("redis://nowhere", name="q", sign="key", **{option: other})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^serializer: .*, with pickle\+signed"):
+        fakes.connect("redis://nowhere", name="q")
+    with pytest.raises(ValueError, match="expiry_s must be"):
+        fakes.connect("redis://nowhere", name="q", expiry_s=math.inf)
+    with pytest.raises(TypeError, match="server must be a function"):
+        fakes.connect(3, name="q")  # type: ignore[arg-type]
+    made.get_producer().put_many([1, 2])
+    with pytest.raises(WouldBlock):
+        made.get_producer().put(3)
+
+
+def test_the_class_of_fakes_has_no_server() -> None:
+    with pytest.raises(TypeError, match="make one by FakeQueue"):
+        FakeQueue[int].connect("redis://127.0.0.1:1/0", name="q")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
+import math
 import os
 import pickle
 import re
@@ -13,7 +15,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from functools import partial
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
@@ -34,20 +35,26 @@ from iterable_queue import (
     Producer,
     ProducerFailed,
 )
+from iterable_queue._cells import FORKED
 from tests.conftest import FORKS, Processes, wait_until
-from tests.redis_server import SERVER, Maker, NoServer, Server, free_port, need_redis, redis
+from tests.redis_server import (
+    SERVER,
+    Maker,
+    NoServer,
+    Server,
+    free_port,
+    need_redis,
+    redis,
+    running,
+)
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    need_redis()
-    found = Server(tmp_path)
-    try:
-        found.start()
-        yield found
-    finally:
-        gc.collect()  # queues that tracebacks hold, while there is a server to say so to
-        found.end()
+    yield from running(Server(tmp_path))
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "several-machines.md"
 
 
 def calls(queue: IterableQueue[Any]) -> int:
@@ -85,41 +92,119 @@ def test_those_who_name_the_same_queue_share_it(server: Server) -> None:
     assert made.join(20)
 
 
-def test_options_that_differ_are_refused(server: Server) -> None:
-    made = server.connect(name="jobs", maxsize=3, redeliver=True)
+OTHERS: tuple[tuple[str, str, str, str], ...] = (
+    ("maxsize=4", "maxsize", "3", "3"),
+    ("redeliver=False", "redeliver", "3", "3"),
+    ("max_deliveries=7", "redeliver", "3", "3"),
+    ("on_failure='raise'", "on_failure", "cancel", "cancel"),
+    ("sign='key'", "sign", "none", "serializer: the queue 'jobs' on the server"),
+    ("serializer=(repr, eval)", "serializer", "other functions", "with pickle"),
+)
+"""What is asked for that is not so; the argument that is named, and what it is, to this process
+and to another one."""
+
+
+@pytest.mark.parametrize(("asked", "name", "here", "there"), OTHERS)
+def test_options_that_differ_are_refused(
+    server: Server, asked: str, name: str, here: str, there: str
+) -> None:
+    made = server.connect(name="jobs", maxsize=3, max_deliveries=3, on_failure="cancel")
     again = server.connect(name="jobs")
     assert again.statistics() == made.statistics()
-    for options in ({"maxsize": 4}, {"redeliver": False}):
-        name = next(iter(options))
-        with pytest.raises(ValueError, match=f"^{name}: this process takes part"):
-            server.connect(name="jobs", **options)
-        elsewhere = (
-            "import sys; from iterable_queue import IterableQueue\n"
-            f"IterableQueue.connect(sys.argv[1], name='jobs', **{options!r})"
+    options = eval(f"dict({asked})")
+    with pytest.raises(ValueError, match=f"^{name}: (this process|the queue 'jobs').* with {here}"):
+        server.connect(name="jobs", **options)
+    elsewhere = (
+        "import sys; from iterable_queue import IterableQueue\n"
+        f"IterableQueue.connect(sys.argv[1], name='jobs', {asked})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", elsewhere, server.url],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "the queue 'jobs' on the server" in done.stderr
+    assert there in done.stderr
+    assert made.statistics() == again.statistics(), "nothing has changed"
+
+
+def test_a_second_connect_may_ask_for_the_same_and_for_longer(server: Server) -> None:
+    made = server.connect(name="jobs", maxsize=3, sign="key", serializer=(to_json, json.loads))
+    # What makes its functions anew for each call is taken at its word.
+    for _ in range(2):
+        server.connect(
+            name="jobs", maxsize=3, sign=b"key", serializer=(to_json, json.loads), expiry_s=1.0
         )
-        done = subprocess.run(
-            [sys.executable, "-c", elsewhere, server.url],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert f"ValueError: {name}: the queue 'jobs' on the server" in done.stderr
+    lambdas = [
+        server.connect(name="own", serializer=(to_json, lambda data: data[1:])) for _ in range(2)
+    ]
+    with pytest.raises(ValueError, match=r"^sign: .* with another key"):
+        server.connect(name="jobs", sign="other", serializer=(to_json, json.loads))
+    asked = {"sign": "key", "serializer": (to_json, json.loads)}
+    server.connect(name="jobs", expiry_s=20.0, keep_s=1e6, **asked)
+    with server.client() as client:
+        assert client.hmget("iq:{jobs}:q", "ex", "ke") == [b"20000", b"1000000000"]
+        assert client.pttl("iq:{jobs}:items") in (-2, client.pttl("iq:{jobs}:q"))
+    made.cancel()
+    lambdas[0].cancel()
+
+
+def test_to_drop_one_of_several_handles_does_not_close_the_queue(server: Server) -> None:
+    made = server.connect(name="jobs")
+    again = server.connect(name="jobs")
+    del made
+    gc.collect()
+    with again, again.get_producer() as out:
+        out.put(1)
+    assert list(again.get_consumer()) == [1]
+
+
+def test_who_was_taken_for_dead_connects_again(server: Server) -> None:
+    lost = server.connect(name="jobs")
+    other = server.connect(name="jobs", url=f"{server.url}?db=0")
+    core: Any = lost._core
+    with server.client() as client:
+        client.delete(f"iq:{{jobs}}:k:{core.ledger.me}")
+    again = server.connect(name="jobs")
+    again.get_producer().put(1)
+    assert other.get_consumer().get(timeout=20) == 1
+    other.cancel()
 
 
 def test_wrong_arguments_raise_at_once() -> None:
-    connect: Any = partial(IterableQueue[Any].connect, "redis://127.0.0.1:1/0")
+    connect: Any = IterableQueue[Any].connect
     for error, text, arguments in (
         (TypeError, "maxsize must be an int, not '3'", {"maxsize": "3"}),
         (TypeError, "name must be a text, not 3", {"name": 3}),
         (ValueError, "name must have 1 to 200 characters and no braces", {"name": "a{b}"}),
         (ValueError, "name must have 1 to 200 characters and no braces", {"name": ""}),
-        (ValueError, "expiry_s must be 0.3 or more seconds", {"expiry_s": 0.1}),
+        (ValueError, "expiry_s must be 0.3 to 86,400 seconds, not 0.1", {"expiry_s": 0.1}),
+        (ValueError, "expiry_s must be 0.3 to 86,400 seconds, not inf", {"expiry_s": math.inf}),
+        (ValueError, "expiry_s must be 0.3 to 86,400 seconds, not nan", {"expiry_s": math.nan}),
+        (ValueError, "retry_s must be 0 to 31,536,000 seconds, not -1", {"retry_s": -1}),
+        (ValueError, "retry_s must be 0 to 31,536,000 seconds, not inf", {"retry_s": math.inf}),
+        (ValueError, "keep_s must be 0 to 31,536,000 seconds, not inf", {"keep_s": math.inf}),
+        (ValueError, "keep_s must be 0 to 31,536,000 seconds, not 1e+18", {"keep_s": 1e18}),
+        (ValueError, "name must be a text that UTF-8 has, not", {"name": "a\ud800"}),
+        (TypeError, "server must be a function, not 3", {"server": 3}),
         (TypeError, "keep_s must be a number of seconds", {"keep_s": "1"}),
+        (ValueError, "keep_s must be more than expiry_s=15, not 1.0", {"keep_s": 1.0}),
+        (
+            ValueError,
+            "keep_s must be more than expiry_s=2, not 2",
+            {"keep_s": 2, "expiry_s": 2.0},
+        ),
         (ValueError, "sign must not be empty", {"sign": b""}),
         (TypeError, "sign must be a text or bytes, not 1", {"sign": 1}),
         (TypeError, "serializer must be a function", {"serializer": (1, 2)}),
+        (TypeError, "serializer must be two functions", {"serializer": (repr,)}),
+        (TypeError, "serializer must be two functions", {"serializer": (repr, repr, repr)}),
+        (TypeError, "serializer must be two functions", {"serializer": ()}),
+        (TypeError, "serializer must be two functions", {"serializer": json}),
         (ValueError, "on_failure must be 'raise' or 'cancel'", {"on_failure": "explode"}),
+        (ValueError, "on_failure must be 'raise' or 'cancel', not ''", {"on_failure": ""}),
         (
             ValueError,
             "max_deliveries is for queues with",
@@ -127,7 +212,27 @@ def test_wrong_arguments_raise_at_once() -> None:
         ),
     ):
         with pytest.raises(error, match=re.escape(text)):
-            connect(**{"name": "n", **arguments})
+            connect(**{"server": "redis://127.0.0.1:1/0", "name": "n", **arguments})
+
+
+@pytest.mark.parametrize(
+    "most", [{"expiry_s": 86_400, "keep_s": 31_536_000}, {"retry_s": 31_536_000}, {"retry_s": 0}]
+)
+def test_the_longest_times_work(server: Server, most: dict[str, float]) -> None:
+    iq = server.connect(**most)
+    with iq, iq.get_producer() as out:
+        out.put(1)
+    assert list(iq.get_consumer()) == [1]
+
+
+def test_a_server_without_memory_refuses_a_queue(server: Server) -> None:
+    with server.client() as client:
+        client.config_set("maxmemory", 1)
+        with pytest.raises(OSError, match="by connect") as caught:
+            server.connect()
+        assert caught.value.errno == errno.ENOSPC
+        assert not server.names()
+        client.config_set("maxmemory", 0)
 
 
 def test_a_foreign_key_is_refused_and_left_alone(server: Server) -> None:
@@ -171,16 +276,34 @@ def test_a_wrong_password_is_refused_at_once(server: Server) -> None:
 
 
 def test_acl_users_need_the_prefix_alone(server: Server) -> None:
+    """By the rule in the documentation, word for word."""
+    [rule] = re.findall("^ACL SETUSER .*$", PAGE.read_text(), re.MULTILINE)
     with server.client() as client:
-        client.execute_command(
-            "ACL", "SETUSER", "worker", "on", ">word", "~iq:*", "+@all", "-@admin", "-@dangerous"
-        )
-    url = server.url.replace("redis://", "redis://worker:word@")
-    iq = server.connect(url=url)
-    out, source = iq.get_producer(), iq.get_consumer()
-    out.put_many(range(10))
-    assert source.get() == 0
-    iq.cancel()
+        client.execute_command(*rule.split())
+        refused = client.acl_log
+        url = server.url.replace("redis://", "redis://worker:password@")
+        iq = server.connect(url=url, redeliver=True)
+        out, source, worker = iq.get_producer(), iq.get_consumer(), iq.get_worker()
+        out.put_many(range(1000))
+        assert source.get() == 0
+        assert worker.get() == 1
+        out.fail(LookupError("told"))
+        worker.close()
+        assert iq.qsize() <= 998
+        iq.explain()
+        del worker
+        iq.cancel(LookupError("why"))
+        with pytest.raises(Cancelled):
+            source.get()
+        del iq, out, source
+        gc.collect()
+        assert not server.names()
+        assert not refused()
+        with (
+            redis.Redis.from_url(url) as other,
+            pytest.raises(redis.exceptions.NoPermissionError),
+        ):
+            other.get("another key")
 
 
 def test_unix_sockets_and_clients_of_ones_own(server: Server) -> None:
@@ -328,7 +451,7 @@ def test_keys_share_a_hash_tag_and_expire(server: Server) -> None:
         assert {key.split(":")[2] for key in keys} >= {"q", "open", "e", "k", "beats", "fails"}
         for key in keys:
             assert key.startswith("iq:{jobs}:")
-            assert 0 < client.pttl(key) <= 100_000, key
+            assert 0 < client.pttl(key) <= 150_000, key
         # Heartbeats put it off.
         for key in keys:
             client.pexpire(key, 20_000)
@@ -336,6 +459,44 @@ def test_keys_share_a_hash_tag_and_expire(server: Server) -> None:
         for key in set(keys) & set(server.names()):
             assert client.pttl(key) > 90_000, key
     iq.cancel()
+
+
+@pytest.mark.parametrize("first", [5.0, 1000.0])
+def test_the_longest_keep_s_counts(server: Server, first: float) -> None:
+    """Whoever makes a key, and whoever comes first."""
+    iq = server.connect(name="q", keep_s=first)
+    other = server.connect(name="q", keep_s=1005.0 - first, url=f"{server.url}?db=0")
+    for queue in (iq, other):
+        out, source, worker = queue.get_producer(), queue.get_consumer(), queue.get_worker()
+        out.put_many(range(100))
+        assert len(source.get_many(40)) == 40
+        source.get()
+        worker.get()
+        queue.get_producer().fail(LookupError("told"))
+        source.get_many(1000)
+        with pytest.raises(Empty):
+            source.get(timeout=0.02)
+        out.put_many(range(100))
+    with server.client() as client, client.pipeline(transaction=True) as pipe:
+        for key in server.names():
+            pipe.pttl(key)
+        left = pipe.execute()
+    assert min(left) > 990_000
+    assert max(left) - min(left) < 1000, "none is gone before the others"
+    iq.cancel()
+
+
+def test_keep_s_begins_when_all_have_left(server: Server) -> None:
+    iq = server.connect(name="q", keep_s=100.0, expiry_s=60.0)
+    with iq, iq.get_producer() as out:
+        out.put_many(range(10))
+    with server.client() as client:
+        for key in server.names():
+            client.pexpire(key, 50_000)  # as if it had been some time
+        del iq, out
+        wait_until(lambda: "iq:{q}:beats" not in server.names(), "it has left")
+        for key in server.names():
+            assert 99_000 < client.pttl(key) <= 100_000, key
 
 
 def test_a_name_is_free_again_after_the_end(server: Server) -> None:
@@ -550,6 +711,20 @@ def test_calls_have_as_few_round_trips_as_they_say(server: Server) -> None:
     iq.close()
 
 
+def test_a_recording_says_where_the_queue_was_made(server: Server, tmp_path: Path) -> None:
+    iq = server.connect(name="q")
+    other = server.connect(name="q", url=f"{server.url}?db=0")
+    for queue in (iq, other):
+        path = tmp_path / "recording"
+        with queue.record(path, interval=None) as recording:
+            before = calls(queue)
+            recording.sample()
+            assert calls(queue) - before == 1
+        made = json.loads(path.read_text().splitlines()[0])["made"]
+        assert made.startswith(f"{Path(__file__).parent / 'redis_server.py'}:"), "which connects"
+    iq.cancel()
+
+
 def test_one_who_waits_takes_what_another_has_claimed(server: Server) -> None:
     iq = server.connect()
     out, source = iq.get_producer(), iq.get_consumer()
@@ -672,6 +847,78 @@ def test_that_a_process_was_started_is_noted_later_if_it_is_told_inside_a_call(
         os.close(there)
         wait_until(lambda: not client.exists(f"iq:{{q}}:k:{heir}"), "its end is seen")
     assert launch.here == -1
+    iq.cancel()
+
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "hash_tree_hosts.py"
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_the_example_tells_of_processes_that_failed(
+    server: Server, tmp_path: Path, is_there: bool
+) -> None:
+    path = tmp_path / "file"
+    if is_there:
+        path.write_bytes(b"")
+    results = server.connect(name="hash-tree-results", maxsize=1000)
+    with server.connect(name="hash-tree-paths", maxsize=1000, redeliver=True) as paths:
+        with paths.get_producer() as out:
+            out.put(str(path))
+        source = results.get_consumer()
+        command = [sys.executable, str(EXAMPLE), server.url, "hash", "--processes=1"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as hashing:
+            try:
+                wait_until(lambda: paths.statistics().taken, "the path is taken")
+                paths.close()
+                _, said = hashing.communicate(timeout=40)
+            finally:
+                hashing.kill()
+    assert hashing.returncode == (0 if is_there else 1)
+    assert ("FileNotFoundError" in said) is not is_there
+    assert (results.qsize() == 1) is is_there
+    source.close()
+    results.cancel()
+
+
+@FORKS
+def test_forks_cost_as_many_calls_as_there_are_processes(
+    server: Server, processes: Processes
+) -> None:
+    count = 20
+    with server.connect() as iq:
+        outs = [iq.get_producer() for _ in range(count)]
+        before = calls(iq)
+        for n, out in enumerate(outs):
+            processes.start(
+                get_context("fork").Process(target=produce, args=(out, range(n, n + 1)))
+            )
+        # A client, an endpoint for it, its pid and its end; and marks, once.
+        assert calls(iq) - before <= 4 * count + 2
+    assert sorted(iq.get_consumer()) == list(range(count))
+    assert processes.join() == [0] * count
+
+
+@FORKS
+def test_what_a_fork_may_have_taken_along_is_marked_once(server: Server) -> None:
+    iq = server.connect()
+    kept = [iq.get_producer() for _ in range(10)]
+
+    def fork() -> int:
+        before = calls(iq)
+        pid = os.fork()
+        if not pid:
+            os._exit(0)
+        os.waitpid(pid, 0)
+        return calls(iq) - before
+
+    assert fork() == 1
+    assert fork() == 0
+    kept.append(iq.get_producer())
+    assert iq.statistics().open_producers == 11
+    assert fork() == 1
+    with server.client() as client:
+        assert {int(client.hget(f"iq:{{q1}}:e:{n}", "f")) for n in range(1, 12)} == {FORKED}
+        assert client.hget("iq:{q1}:q", "ha") == b"0"
     iq.cancel()
 
 

@@ -38,25 +38,19 @@ from iterable_queue import (
 )
 from iterable_queue._core import Core
 from tests.conftest import FORKS, Processes, wait_until
-from tests.redis_server import Proxy, Server, need_redis, redis
+from tests.redis_server import Proxy, Server, redis, running
 
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    need_redis()
-    return tmp_path
+def server(tmp_path: Path) -> Iterator[Server]:
+    yield from running(Server(tmp_path))
 
 
 @pytest.fixture
-def server(directory: Path) -> Iterator[Server]:
-    yield from running(Server(directory))
-
-
-@pytest.fixture
-def durable(directory: Path) -> Iterator[Server]:
-    yield from running(Server(directory, *DURABLE))
+def durable(tmp_path: Path) -> Iterator[Server]:
+    yield from running(Server(tmp_path, *DURABLE))
 
 
 @pytest.fixture
@@ -67,15 +61,6 @@ def proxy(server: Server) -> Iterator[Proxy]:
     finally:
         gc.collect()
         found.close()
-
-
-def running(server: Server) -> Iterator[Server]:
-    try:
-        server.start()
-        yield server
-    finally:
-        gc.collect()
-        server.end()
 
 
 class Background:
@@ -623,7 +608,7 @@ def test_a_connection_cut_in_mid_command(server: Server, proxy: Proxy, what: str
 
     def cut() -> None:
         nonlocal cuts
-        proxy.cut(**{what: at})
+        proxy.cut(request=at if what == "request" else -1, answer=at if what == "answer" else -1)
         cuts += 1
 
     for n in range(8):
@@ -631,14 +616,14 @@ def test_a_connection_cut_in_mid_command(server: Server, proxy: Proxy, what: str
         out.put(n)
         wait_until(lambda: proxy.cuts == cuts, "the connection is cut")
     cut()
-    out.put_many(range(8, 2008))
-    assert iq.qsize() == 2008
+    out.put_many(range(8, 12_008))
+    assert iq.qsize() == 12_008
     got: list[int] = []
     for _ in range(4):
         cut()
         got.append(source.get())
     cut()
-    got += source.get_many(100)
+    got += source.get_many(10_000)  # more than Lua can have on its stack
     cut()
     clone = out.clone()
     cut()
@@ -647,9 +632,9 @@ def test_a_connection_cut_in_mid_command(server: Server, proxy: Proxy, what: str
     out.close()
     iq.close()
     got += source
-    assert got == list(range(2008))
+    assert got == list(range(12_008))
     now = iq.statistics()
-    assert (now.put, now.taken, now.lost, now.open_producers) == (2008, 2008, 0, 0)
+    assert (now.put, now.taken, now.lost, now.open_producers) == (12_008, 12_008, 0, 0)
     assert proxy.cuts >= 8
 
 
@@ -669,6 +654,50 @@ def test_hand_outs_told_on_a_connection_that_broke_are_told_again(
     now = iq.statistics()
     assert (now.taken, now.finished) == (5000, 4999)
     iq.cancel()
+
+
+@pytest.mark.parametrize("then", ["get", "get_many", "close", "qsize"])
+@pytest.mark.parametrize("what", ["request", "answer"])
+def test_a_recall_that_is_not_answered_loses_nothing(
+    server: Server, proxy: Proxy, what: str, then: str
+) -> None:
+    """Half of a claim is asked for, and the server is out of reach before it says that it has it.
+
+    Whether it has, is found out before anything of that claim is handed out or given back.
+    """
+    # Nobody beats meanwhile, so the call that is cut is that which is meant.
+    iq = server.connect(name="q", url=proxy.url, expiry_s=60.0, retry_s=20.0)
+    far = server.connect(name="q", expiry_s=60.0)
+    out, source, rest = far.get_producer(), iq.get_consumer(), far.get_consumer()
+    out.put_many(range(20_000))
+    got: list[int] = []
+    hand: Any = None
+    while hand is None or hand.own.claim.permits < 4:
+        got.append(source.get())
+        hand = next(iter(source._hands.values()))  # type: ignore[attr-defined]
+    claim, core = hand.own.claim, iq._core
+    claimed = claim.permits
+    is_request = what == "request"
+    proxy.cut(request=0 if is_request else -1, answer=-1 if is_request else 0, refuse=True)
+    with core.runtime.lock:
+        core.was_told(["c", *claim.hand.split(":"), str(claim.call)])  # type: ignore[attr-defined]
+    assert proxy.cuts == 1
+    proxy.refuse(False)
+    if then == "get":
+        got.append(source.get())
+    elif then == "get_many":
+        got += source.get_many(10)
+    elif then == "qsize":
+        iq.qsize()
+    assert then == "close" or claim.permits <= claimed // 2
+    source.close()
+    out.close()
+    far.close()
+    got += rest
+    assert sorted(got) == list(range(20_000))
+    assert far.join(20)
+    now = far.statistics()
+    assert (now.put, now.taken, now.lost) == (20_000, 20_000, 0)
 
 
 def test_cut_off_and_healed(server: Server, proxy: Proxy) -> None:

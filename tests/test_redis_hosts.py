@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import os
 import subprocess
@@ -15,7 +14,7 @@ import pytest
 
 from iterable_queue import ProducerFailed
 from tests.conftest import Processes, wait_until
-from tests.redis_server import Server, need_redis
+from tests.redis_server import Server, need_redis, running
 
 _marks = itertools.count()
 EXAMPLE = Path(__file__).parents[1] / "examples" / "hash_tree_hosts.py"
@@ -94,13 +93,7 @@ def hosts() -> Iterator[Hosts]:
 def server(hosts: Hosts, tmp_path: Path) -> Iterator[Server]:
     folder = tmp_path / "server"
     folder.mkdir()
-    found = Server(folder, "--protected-mode", "no", host="0.0.0.0")
-    try:
-        found.start()
-        yield found
-    finally:
-        gc.collect()  # queues that tracebacks hold, while there is a server to say so to
-        found.end()
+    yield from running(Server(folder, "--protected-mode", "no", host="0.0.0.0"))
 
 
 def url(hosts: Hosts, server: Server, n: int) -> str:

@@ -24,11 +24,9 @@ from iterable_queue import _errors
 from iterable_queue._cells import CONSUMER, PRODUCER, QUEUE, WORKER
 from iterable_queue._core import (
     Core,
-    check_callable,
     check_exception,
     check_int,
     check_options,
-    check_seconds,
     thread_core,
     user_line,
 )
@@ -186,53 +184,38 @@ class IterableQueue(Generic[T]):
             sign: a key that all share: each item is signed (HMAC-SHA256), and one that is not is
                 refused, by `ItemError`. None: nothing is signed.
             expiry_s: a process of which the server hears nothing for so long, in seconds, is taken
-                for dead; heartbeats come three times as often. At least 0.3. The longest that
-                anybody asks for counts.
-            retry_s: how long a call tries to reach the server, in seconds.
-            keep_s: how long the server keeps a queue in which nobody takes part, in seconds.
+                for dead; heartbeats come three times as often. 0.3 to 86,400 (a day). The longest
+                that anybody asks for counts.
+            retry_s: how long a call tries to reach the server, in seconds; 0 (once) to 31,536,000
+                (a year). Where a process takes part already, as it said then.
+            keep_s: how long the server keeps a queue in which nobody takes part, in seconds; up to
+                half as long again where the last were killed. More than *expiry_s*, or a process
+                could be silent for that long and live, while its queue is gone; and no more than
+                31,536,000. The longest counts.
 
         Raises:
             ChannelBroken: the server can't be reached, the package `redis` is missing, or the name
                 is in use for something else, which was left as it was.
+            OSError: the server has no memory left (ENOSPC); nothing was changed.
             TypeError, ValueError: for an argument of the wrong kind, or one that is not as the
                 queue is, by its name.
+            Exception: whatever *server* raises, if it is a function.
         """
         from iterable_queue._channels.redis.connect import connect
-        from iterable_queue._channels.redis.settings import Options, Settings
+        from iterable_queue._channels.redis.settings import check
 
-        if not isinstance(server, str):
-            check_callable(server, "server")
-        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"name must be a text, not {name!r}")
-        if not name or set(name) & set("{}") or len(name) > 200:
-            raise ValueError(f"name must have 1 to 200 characters and no braces, not {name!r}")
-        deliveries = check_options(
-            0 if maxsize is None else maxsize,
-            on_failure or "raise",
-            redeliver if redeliver is not None else max_deliveries is not None,
-            max_deliveries,
-        )
-        for value, least, what in (
-            (expiry_s, 0.3, "expiry_s"),
-            (retry_s, 0.0, "retry_s"),
-            (keep_s, 1.0, "keep_s"),
-        ):
-            check_seconds(value, what)
-            if not value >= least:
-                raise ValueError(f"{what} must be {least:g} or more seconds, not {value!r}")
-        if serializer is not None:
-            for function in serializer:
-                check_callable(function, "serializer")
-        if sign is not None and not isinstance(sign, (str, bytes)):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"sign must be a text or bytes, not {sign!r}")
-        if sign is not None and not sign:
-            raise ValueError("sign must not be empty: an empty key is none")
-        key = sign.encode() if isinstance(sign, str) else sign
-        settings = Settings(server, name, serializer, key, expiry_s, retry_s, keep_s)
-        options = Options(
-            "" if maxsize is None else str(max(maxsize, 0)),
-            "" if on_failure is None else str(int(on_failure == "cancel")),
-            "" if redeliver is None and max_deliveries is None else str(deliveries),
+        settings, options = check(
+            server,
+            name,
+            maxsize=maxsize,
+            on_failure=on_failure,
+            redeliver=redeliver,
+            max_deliveries=max_deliveries,
+            serializer=serializer,
+            sign=sign,
+            expiry_s=expiry_s,
+            retry_s=retry_s,
+            keep_s=keep_s,
         )
         core, made = connect(settings, options, user_line())
         self = cls.__new__(cls)
@@ -392,7 +375,8 @@ class IterableQueue(Generic[T]):
 
         Each sample is a line of JSON. They are taken by a daemon thread of this process, until the
         recording is closed or all is finished; in between, neither the queue nor the process is
-        kept alive or waited for. Where the queue is one for processes, it takes no lock.
+        kept alive or waited for. Where the queue is one for processes, it takes no lock; where it
+        is on a server, each sample is a round trip.
 
         Args:
             path: the file; what it holds already is lost.

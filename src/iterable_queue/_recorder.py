@@ -4,8 +4,9 @@ The first line says what is recorded, each further one is a sample, and the last
 ended: docs/seeing.md has the keys. Each line is one write of its own, so that what is in the file
 is whole whenever the process ends.
 
-A queue between processes is looked at from outside (`_look`); one for threads is asked, by a
-reference that does not keep it alive. So a recording holds nothing up.
+A queue between processes is looked at from outside (`_look`); one for threads, or on a server, is
+asked, by a reference that does not keep it alive. So a recording holds nothing up, but where each
+sample is a round trip to a server.
 """
 
 from __future__ import annotations

@@ -572,6 +572,14 @@ class FakeQueue(IterableQueue[T]):
         """
         return cast("FakeQueue[U]", super().over(queue))
 
+    @classmethod
+    def connect(cls, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raises TypeError: a fake has no server, and a name is for those of one test to share."""
+        raise TypeError(
+            "a FakeQueue has no server to connect to: make one by FakeQueue(...), or patch "
+            "IterableQueue.connect with the connect of the fixture fake_queue (FakeQueues.connect)"
+        )
+
     @staticmethod
     def _thread_core(queue: Any, maxsize: int) -> Core:
         return _fake_core(queue, maxsize)

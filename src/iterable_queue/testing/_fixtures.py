@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
@@ -19,11 +19,14 @@ class FakeQueues:
     Attributes:
         clock: that clock; the fixture `queue_clock` gives it as well.
         made: the queues made so far.
+        named: those of them that `connect` made, by their names.
     """
 
     def __init__(self, clock: VirtualClock) -> None:
         self.clock = clock
         self.made: list[FakeQueue[Any]] = []
+        self.named: dict[str, FakeQueue[Any]] = {}
+        self._asked: dict[str, dict[str, Any]] = {}
 
     @overload
     def __call__(
@@ -73,6 +76,70 @@ class FakeQueues:
         )
         self.made.append(queue)
         return queue
+
+    def connect(
+        self,
+        server: str | Callable[[], Any],
+        *,
+        name: str,
+        maxsize: int | None = None,
+        on_failure: Literal["raise", "cancel"] | None = None,
+        redeliver: bool | None = None,
+        max_deliveries: int | None = None,
+        serializer: tuple[Callable[[Any], bytes], Callable[[bytes], Any]] | None = None,
+        sign: str | bytes | None = None,
+        expiry_s: float = 15.0,
+        retry_s: float = 30.0,
+        keep_s: float = 86_400.0,
+    ) -> FakeQueue[Any]:
+        """What to patch `IterableQueue.connect` with: no server is asked, nor looked for.
+
+        All who give the same *name* get the same queue, until the test ends. Arguments are checked
+        as there, also against those that the queue was made with; but items are pickled, whatever
+        *serializer* and *sign* are.
+
+        Raises:
+            TypeError, ValueError: as `IterableQueue.connect`.
+        """
+        from iterable_queue._channels.redis.settings import check
+
+        settings, options = check(
+            server,
+            name,
+            maxsize=maxsize,
+            on_failure=on_failure,
+            redeliver=redeliver,
+            max_deliveries=max_deliveries,
+            serializer=serializer,
+            sign=sign,
+            expiry_s=expiry_s,
+            retry_s=retry_s,
+            keep_s=keep_s,
+        )
+        asked = {"maxsize": options.maxsize, "on_failure": on_failure or ""}
+        asked |= {"redeliver": options.deliveries, "serializer": settings.format}
+        if name in self.named:
+            self._compare(name, asked)
+            return self.named[name]
+        queue = self(
+            maxsize=maxsize or 0,
+            on_failure=on_failure or "raise",
+            redeliver=max_deliveries is not None if redeliver is None else redeliver,
+            max_deliveries=max_deliveries,
+        )
+        self.named[name] = queue
+        unsaid = {"maxsize": "0", "on_failure": "raise", "redeliver": "0"}
+        self._asked[name] = unsaid | {option: value for option, value in asked.items() if value}
+        return queue
+
+    def _compare(self, name: str, asked: dict[str, Any]) -> None:
+        for option, value in asked.items():
+            had = self._asked[name][option]
+            if value and value != had:
+                raise ValueError(
+                    f"{option}: the queue {name!r} exists already, with {had}; leave the argument "
+                    "out, or give the same"
+                )
 
 
 class OpenRaces:

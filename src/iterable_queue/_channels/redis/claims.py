@@ -106,6 +106,8 @@ class Claim:
 
     def _take(self) -> bool:
         """With the lock held."""
+        number = self.hand.partition(":")[0]
+        self._ledger.link.repay(f"get of consumer {number}")  # others may have it by now
         if self.permits < 1:
             return False
         if self.granted:  # the first one was in hand from the beginning
@@ -207,6 +209,15 @@ class Own:
             self.kept = claim.permits + (1 if hand.claim and claim.granted > hand.next else 0)
             claim.permits = 0
             self.claim = None
+
+    def was_cut(self, claim: Claim, payloads: list[bytes], count: int) -> None:
+        """The last *count* items of the claim have gone back. Lock held."""
+        # Of the list the next one is the last.
+        del payloads[:count]
+        if self.claim is claim:
+            claim.permits = max(claim.permits - count, 0)  # it may have been revoked
+        else:
+            self.kept = max(self.kept - count, 0)  # it was put away meanwhile
 
 
 def producer_of(item: bytes) -> int:

@@ -35,8 +35,13 @@ def connect(settings: Settings, options: Options, site: str) -> tuple[RedisCore,
     place = _place(settings)
     core = _attached.get(place)
     if core is not None and core.can_go_on():
-        core.check_options(options)
-        return core, False
+        try:
+            core.transact(core.join_again, settings, options)
+            return core, False
+        except ChannelBroken:
+            if core.can_go_on():
+                raise
+            # It was taken for dead, or the queue is another one by now: once more, from the start.
     core = RedisCore(settings, options, "", site)
     try:
         with core.runtime.lock:

@@ -46,6 +46,7 @@ from iterable_queue._channels.redis.calls import (
     DEAD,
     HEIR,
     JOIN,
+    MARK,
     QUIET,
     SEND,
     SHUT,
@@ -121,6 +122,10 @@ class RedisCore(Core):
         self._late: deque[_Launch] = deque()
         """Launches that have ended, which is to be noted yet."""
         self._maker = 0, ""
+        self._marked: set[int] = set()
+        """The untaken endpoints that the server knows may be in a child."""
+        self._may_be_held = False
+        """It knows likewise that a child may hold the queue itself."""
         self.made = False
         self.address = Address(settings, id_)
         self.link.restore = ledger.claims_left
@@ -161,25 +166,10 @@ class RedisCore(Core):
             link.client = self.ledger.me
             answer = link.call(ADOPT, os.getpid(), what="a child's first call")
         else:
-            id_, new_id = self.address.id, os.urandom(8).hex()
-            answer = link.call(
-                JOIN,
-                VERSION,
-                os.getpid(),
-                socket.gethostname(),
-                self._token,
-                *self._options,
-                self.settings.format,
-                self._site,
-                int(self.settings.expiry_s * 1000),
-                int(handle),
-                id_,
-                new_id,
-                what="connect",
-            )
+            answer = self._call_join(self.settings, self._options, self.address.id, handle=handle)
             link.client = answer[0]
         head = self.ledger.head
-        maxsize, state, deliveries, pid, host, found_id, how = answer[2]
+        maxsize, state, deliveries, pid, host, found_id, how, site = answer[2]
         if as_text(how) != self.settings.format:
             raise ValueError(
                 f"serializer, sign: the queue {self.settings.name!r} on the server at "
@@ -187,12 +177,30 @@ class RedisCore(Core):
             )
         head[MAXSIZE], head[STATE], head[cells_.REDELIVER] = map(int, (maxsize, state, deliveries))
         self._maker = int(pid), as_text(host)
+        self.ledger.made_at = as_text(site)
         self.made = bool(answer[1])
         self.address = Address(self.settings, as_text(found_id))
         self.ledger.me = link.client
         self._is_here = True
         if self._listener is None:
             self._listener = Listener(self)
+
+    def _call_join(self, settings: Settings, options: Options, id_: str, *, handle: bool) -> Any:
+        return self.link.call(
+            JOIN,
+            VERSION,
+            os.getpid(),
+            socket.gethostname(),
+            self._token,
+            *options,
+            settings.format,
+            self._site,
+            int(settings.expiry_s * 1000),
+            int(handle),
+            id_,
+            os.urandom(8).hex(),
+            what="connect",
+        )
 
     def was_taken_for_dead(self, loss: str) -> None:
         """The server knows this client no more."""
@@ -249,18 +257,25 @@ class RedisCore(Core):
         """Whether calls can be made."""
         return not self._left and not self.link.loss and not sys.is_finalizing()
 
-    def check_options(self, options: Options) -> None:
-        """Raises ValueError where the queue is not like these."""
-        head = self.ledger.head
-        for name, asked, had in (
-            ("maxsize", options.maxsize, head[MAXSIZE]),
-            ("redeliver", options.deliveries, head[cells_.REDELIVER]),
+    def join_again(self, settings: Settings, options: Options) -> None:
+        """For one more `connect` in this process. Raises ValueError where that asks for others.
+
+        The server compares what it knows, and lets the longest times count, as for any who joins.
+        It notes the further handle: to drop one of several does not close the queue.
+        """
+        self.check_here()
+        had = self.settings
+        for name, is_same, value in (
+            ("serializer", settings.is_read_like(had), "other functions"),
+            ("sign", settings.key == had.key, "another key" if had.key else "none"),
         ):
-            if asked and int(asked) != had:
+            if not is_same:
                 raise ValueError(
-                    f"{name}: this process takes part in the queue {self.settings.name!r} already, "
-                    f"with {had}; leave the argument out, or give the same"
+                    f"{name}: this process takes part in the queue {had.name!r} already, "
+                    f"with {value}; give the same"
                 )
+        self.link.keep_at_least(settings.keep_s)
+        self._call_join(settings, options, self.address.id, handle=True)
 
     def abandon(self) -> None:
         """It was not possible to take part."""
@@ -288,8 +303,8 @@ class RedisCore(Core):
         if what == "c":
             try:
                 ledger.recall(*map(int, rest))
-            except (ChannelBroken, OSError, WouldDeadlock):
-                pass  # who waits asks again
+            except (ChannelBroken, OSError, WouldDeadlock, Late):
+                pass  # who waits asks again; what was begun is ended by the next call
             return ""
         changed = ledger.head[STATE] != int(rest[0])
         ledger.head[STATE] = int(rest[0])
@@ -556,16 +571,18 @@ class RedisCore(Core):
                 yield endpoint
 
     def _before_fork(self, untaken: list[Endpoint], direct: set[int]) -> None:
-        if self.ledger.head[cells_.HANDLE] == 0:
-            self.ledger.head[cells_.HANDLE] = 1
-            self.link.call(SEND, 0, 0)  # the child may hold the queue itself
         given = [endpoint.number for endpoint in untaken if id(endpoint) in direct]
-        for endpoint in untaken:
-            if endpoint.number not in given:
-                self.link.call(SEND, endpoint.number, FORKED)
+        numbers = {endpoint.number for endpoint in untaken}
+        # A mark stays, and what was given is not to be had here any more: so for many processes
+        # in a row it is only said what is new.
+        new = numbers - self._marked - set(given)
+        if new or not self._may_be_held:
+            self.link.call(MARK, *new)
+            self._may_be_held = True
         if given:
             self._heir = self._make_heir()
             self.link.call(ASSIGN, self._heir[0], 0, *given)
+        self._marked = numbers
 
     def _make_heir(self) -> tuple[int, int, int]:
         client: int = self.link.call(HEIR, socket.gethostname())[0]
@@ -613,6 +630,8 @@ class RedisCore(Core):
         self.link.loss = loss
         self.link.restore = ledger.claims_left
         self._options = Options()
+        self._marked = set()
+        self._may_be_held = False
         if self._heir is not None:
             client, here, self._life = self._heir
             self._heir = None

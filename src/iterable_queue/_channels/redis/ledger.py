@@ -7,6 +7,7 @@ process's own affair, and the counts as they were at the last look (see `COUNTS`
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Final
 
 from iterable_queue import _cells as cells_
@@ -62,6 +63,8 @@ CLAIM_BYTES: Final = 1 << 18
 """And no more than these: items, bytes (but for 32 items)."""
 ENOUGH_NS: Final = 25_000_000
 """A claim of a consumer far from the server holds no more than what takes it this time, ns."""
+RECALL_S: Final = 1.0
+"""For how long it is tried to give a part of a claim back at once, in seconds: the lock is held."""
 CHUNK: Final = 1000
 CHUNK_BYTES: Final = 1 << 16
 """At most this many items are put by one call, and no more bytes than these, but for one item."""
@@ -92,6 +95,7 @@ class RedisLedger(Ledger):
 
     Attributes:
         link: the connection for calls.
+        made_at: the line of user code that made the queue.
         waits: the attempt that is being made is one of a caller that waits if it is in vain.
         owners: of clients: their pids and hosts, as last seen.
         silent_ms: for how long they had not been heard then.
@@ -108,10 +112,10 @@ class RedisLedger(Ledger):
         "_put_ever",
         "_queued",
         "_reported",
-        "_site",
         "_unreported",
         "_views",
         "link",
+        "made_at",
         "owners",
         "runtime_lock",
         "silent_ms",
@@ -135,7 +139,7 @@ class RedisLedger(Ledger):
         self._views: list[SlotView] = []
         self._queued = self._ahead = self._held = self._put_ever = 0
         self.unsigned = 0
-        self._site = ""
+        self.made_at = ""
         self._reported: dict[int, int] = {}
         self._unreported: dict[int, int] = {}
         channel.ledger = self
@@ -227,6 +231,7 @@ class RedisLedger(Ledger):
     def _take(self, slot: int, hand: Hand, limit: int, many: bool) -> bool:
         own = self.own(slot, hand)
         kind = self.cells[slot * SLOT_SIZE + KIND]
+        self.link.repay(f"get of {KIND_NAMES[kind]} {slot}")  # which may change what is given back
         claims = hand.claims and not many
         if claims:
             # As much as is worth a round trip, but no more than is handed out before it is asked
@@ -302,14 +307,21 @@ class RedisLedger(Ledger):
             if own is None or own.index != index or own.claim is None or own.call != call:
                 continue
             claim = own.claim
+            self.link.repay(CUT.name)
             count = (claim.permits + 1) // 2
             if not count:
                 return
-            claim.permits -= count
-            left = claim.permits + (1 if claim.granted else 0)
-            # Of the list the next one is the last.
-            del hand.claim[:count]
-            self.link.call(CUT, claim.hand, call, left + count, count)
+            # Only once the server has made it: what is handed out until then is told by how much
+            # is left of the whole.
+            self.link.call_for_sure(
+                CUT,
+                claim.hand,
+                call,
+                claim.permits + (1 if claim.granted else 0),
+                count,
+                then=partial(own.was_cut, claim, hand.claim, count),
+                patience_s=RECALL_S,
+            )
 
     def revoke(self) -> None:
         """The queue was cancelled: nothing more is handed out of claims. Lock held."""
@@ -445,6 +457,7 @@ class RedisLedger(Ledger):
         return self._close(number, packed)
 
     def _close(self, number: int, blob: bytes) -> bool:
+        self.link.repay(f"close of endpoint {number}")  # which may change what is given back
         known: list[int] = []
         for hand in list(self.hands.get(number, {}).values()):
             own: Own | None = hand.own
@@ -523,7 +536,6 @@ class RedisLedger(Ledger):
         self._ahead, self._held = looked[2:4]
         self._put_ever = int(counts.get(b"pt", 0))
         self.unsigned = int(counts.get(b"xs", 0))
-        self._site = as_text(counts.get(b"site", b""))
         head[cells_.HIGHEST] = max(head[cells_.HIGHEST], self._queued)
         clients: list[Any] = looked[5]
         self.owners.clear()
@@ -557,4 +569,4 @@ class RedisLedger(Ledger):
         return 0
 
     def site(self) -> str:
-        return self._site
+        return self.made_at

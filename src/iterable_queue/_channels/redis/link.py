@@ -21,7 +21,7 @@ import traceback
 import weakref
 from collections.abc import Callable, Iterable
 from importlib import import_module
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from iterable_queue._channels.redis.calls import QUIET, Script, as_bytes
 from iterable_queue._channels.redis.settings import Settings
@@ -49,6 +49,14 @@ class Late(Exception):
     """The deadline of a call has passed while the server was out of reach."""
 
 
+class Owed(NamedTuple):
+    """A call that was begun, and is made before any other: see `Link.call_for_sure`."""
+
+    script: Script
+    arguments: list[bytes]
+    then: Callable[[], object]
+
+
 class Link:
     """One connection to the server: a call at a time, made again where the connection breaks.
 
@@ -59,13 +67,14 @@ class Link:
             Set by `until`.
         is_unsure: the last call that was given up may have been made, or may yet be.
         trip_s: how long the last call took that was answered, in seconds.
+        owed: what `call_for_sure` has not brought to its end.
         calls: how many were made; round trips, for the curious.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._key = f"iq:{{{settings.name}}}:q".encode()
-        self._ttl = b"%d" % int(settings.keep_s * 1000)
+        self._keep_ms = int(settings.keep_s * 1000)
         client: Any = _client_of(settings.source)
         self._cluster: Any = client if hasattr(client, "get_node_from_key") else None
         pool = self._node_of_key().redis_connection if self._cluster else client
@@ -85,6 +94,7 @@ class Link:
         self.loss = ""
         self.deadline: float | None = None
         self.is_unsure = False
+        self.owed: Owed | None = None
         self.busy = False
         self.calls = 0
         self.trip_s = 0.0
@@ -141,7 +151,12 @@ class Link:
 
     def arguments(self, args: Iterable[object], number: int) -> list[bytes]:
         """What ARGV is."""
-        return [b"%d" % self.client, b"%d" % number, self._ttl, *map(as_bytes, args)]
+        start = [b"%d" % self.client, b"%d" % number, b"%d" % self._keep_ms]
+        return [*start, *map(as_bytes, args)]
+
+    def keep_at_least(self, keep_s: float) -> None:
+        """What this process asks for from now on."""
+        self._keep_ms = max(self._keep_ms, int(keep_s * 1000))
 
     def call(self, script: Script, *args: object, what: str = "", patience_s: float = -1.0) -> Any:
         """Run *script* with these arguments, once, however often the connection breaks.
@@ -158,11 +173,53 @@ class Link:
             Late: `deadline` has passed.
             WouldDeadlock: called by what interrupted a call of this thread.
         """
+        self._check_usable()
+        self.repay(what or script.name)
+        self._number += 1
+        arguments = self.arguments(args, self._number)
+        return self._make(script, arguments, what or script.name, patience_s)
+
+    def call_for_sure(
+        self, script: Script, *args: object, then: Callable[[], object], patience_s: float
+    ) -> None:
+        """Run *script*, once, and then call *then*, which makes the same change here.
+
+        If that raises, the server may have made the change, or may yet, while nothing was changed
+        here. So no other call is made before this one was made again, by the same number.
+        """
+        self._check_usable()
+        self.repay(script.name)
+        self._number += 1
+        self.owed = Owed(script, self.arguments(args, self._number), then)
+        self.repay(script.name, patience_s)
+
+    def repay(self, what: str, patience_s: float = -1.0) -> None:
+        """Bring to its end what `call_for_sure` has begun, on behalf of the call *what*.
+
+        To be called before what `then` changes is looked at.
+        """
+        owed = self.owed
+        if owed is not None:
+            self._check_usable()
+            self._make(owed.script, owed.arguments, what, patience_s, is_owed=True)
+            # Together.
+            self.owed = None
+            owed.then()
+
+    def _check_usable(self) -> None:
         if self.loss:
             raise ChannelBroken(self.loss)  # a new one each time: an old one has its traceback
         self._check_busy()
-        self._number += 1
-        arguments = self.arguments(args, self._number)
+
+    def _make(
+        self,
+        script: Script,
+        arguments: list[bytes],
+        what: str,
+        patience_s: float,
+        *,
+        is_owed: bool = False,
+    ) -> Any:
         data = script.packed(self._key, arguments)
         pauses = iter(PAUSES_S)
         until = -1.0
@@ -176,7 +233,7 @@ class Link:
                 connection = self._connection
                 began = time.monotonic()
                 connection.send_packed_command((data,), False)
-                self.is_unsure = True
+                self.is_unsure = not is_owed  # which says nothing of the call that waits for it
                 if self.deadline is not None:
                     self._await_answer()
                 answer = connection.read_response(True)
@@ -190,12 +247,12 @@ class Link:
                 raise OSError(
                     errno.ENOSPC,
                     f"the server at {self.address} has reached its memory limit (maxmemory): "
-                    f"nothing was changed by {what or script.name}",
+                    f"nothing was changed by {what}",
                 ) from error
             except self._denials as error:
                 self.drop()
                 raise ChannelBroken(
-                    f"{what or script.name}: the server at {self.address} lets nobody in with "
+                    f"{what}: the server at {self.address} lets nobody in with "
                     f"this user and password: {error}"
                 ) from error
             except self._breaks as error:
@@ -215,7 +272,7 @@ class Link:
                     self._settings.retry_s if patience_s < 0 else patience_s
                 )
             try:
-                self._pause(next(pauses, PAUSES_S[-1]), until, broken, what or script.name)
+                self._pause(next(pauses, PAUSES_S[-1]), until, broken, what)
             finally:
                 broken = None  # or error, traceback and this frame would keep the queue alive
 
@@ -351,6 +408,8 @@ class Link:
                 )
         if "IQOTHER " in text:
             option, _, had = text.partition("IQOTHER ")[2].partition(" ")
+            if option == "on_failure":
+                had = "cancel" if had == "1" else "raise"
             return ValueError(
                 f"{option}: the queue {name!r} on the server at {self.address} exists already, "
                 f"with {had}; leave the argument out, or give the same"

@@ -26,8 +26,12 @@ it, so a late LTRIM of an older claim finds no such key.
 
 Calls
 -----
-ARGV begins with the client, the number of the call, and the time in ms after which keys of a queue
-that nobody uses expire. A script that changes something keeps its reply with the call's number. So
+ARGV begins with the client, the number of the call, and for how long the client wants a queue to be
+kept that nobody uses, in ms: JOIN notes the longest of those, `ke` in q. All keys expire at one
+moment, `xp` in q, which heartbeats put off so that it is at least as far away: if some went before
+others, these would be taken for somebody else's.
+
+A script that changes something keeps its reply with the call's number. So
 the same call sent again, because its connection broke, changes nothing and has the same reply; one
 that comes late, after a newer call, is refused (IQSTALE). Who was taken for dead is told so
 (IQEXPIRED).
@@ -49,7 +53,8 @@ local CLOSED, CANCELLED, ABANDONED = 1, 2, 4
 local PRODUCER, CONSUMER, WORKER, QUEUE = '1', '2', '3', '4'
 local USED, UNASKED, STARTED, SENT, FORKED, DROPPED, HAS_PUT = 1, 2, 4, 8, 16, 32, 64
 local ITEMS, HANDS, AHEAD, OPEN, BEATS = P..'items', P..'hands', P..'ahead', P..'open', P..'beats'
-local me, no, ttl = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local me, no = ARGV[1], tonumber(ARGV[2])
+local gone_at = redis.pcall('HGET', Q, 'xp')  -- of a join, Q may be somebody's key that is no hash
 
 local function now()
   local t = call('TIME')
@@ -69,7 +74,7 @@ local function add(field, n) if n ~= 0 then call('HINCRBY', Q, field, n) end end
 local function push(client, message)
   local key = P..'w:'..client
   if call('EXISTS', P..'k:'..client) == 1 and call('RPUSH', key, message) < 3 then
-    call('PEXPIRE', key, ttl)
+    call('PEXPIREAT', key, gone_at)
   end
 end
 
@@ -93,9 +98,11 @@ local function done(reply)
 end
 """
 
-RULES: Final = """
+FIRST: Final = """
 call('HDEL', Q, '-')  -- the first write, which is never refused for want of memory
+"""
 
+RULES: Final = """
 local function field_of(kind)
   if kind == PRODUCER then return 'pr' elseif kind == CONSUMER then return 'co' end
   return 'wo'
@@ -109,7 +116,7 @@ local function claim_of(hand)
   local k, held, mark, at = string.match(v, '^(%d+) (%d+) (.)()')
   if mark == '1' then  -- its one item is here; from now on it is where all others are
     call('RPUSH', claim_key(hand, k), string.sub(v, at))
-    call('PEXPIRE', claim_key(hand, k), ttl)
+    call('PEXPIREAT', claim_key(hand, k), gone_at)
     call('HSET', HANDS, hand, k..' 1 -')
   end
   return k, tonumber(held)
@@ -176,7 +183,7 @@ local function back_to_front(key, n)  -- the last n items of a claim
   add('tk', -n)
   if cancelled then add('dr', n)
   elseif n > 0 then
-    call('PEXPIRE', ITEMS, ttl)
+    call('PEXPIREAT', ITEMS, gone_at)
     wake('wi', n, 'i')
   end
 end
@@ -205,7 +212,7 @@ local function cancel(blob)
   if band(st, CANCELLED) ~= 0 then return end
   if blob ~= '' then
     call('SET', P..'reason', blob)
-    call('PEXPIRE', P..'reason', ttl)
+    call('PEXPIREAT', P..'reason', gone_at)
   end
   st = bor(st, bor(CANCELLED, CLOSED))
   call('HSET', Q, 'st', st)
@@ -241,7 +248,7 @@ end
 local function record(blob)
   if band(get('st'), CANCELLED) ~= 0 then return end
   call('RPUSH', P..'fails', blob)
-  call('PEXPIRE', P..'fails', ttl)
+  call('PEXPIREAT', P..'fails', gone_at)
   add('fa', 1)
   if get('cf') == 1 then cancel(blob) end
 end
@@ -278,7 +285,7 @@ local function bury(n, how)
         local who, tries, at = string.match(item, '^(%d+) (%d+):()')
         if re > 0 and tonumber(tries) + 1 < re and band(st, CANCELLED) == 0 then
           call('LPUSH', ITEMS, who..' '..(tries + 1)..':'..string.sub(item, at))
-          call('PEXPIRE', ITEMS, ttl)
+          call('PEXPIREAT', ITEMS, gone_at)
           add('rt', 1)
           add('rd', 1)
           wake('wi', 1, 'i')
@@ -350,6 +357,24 @@ local function remove()
     P..'reason')
 end
 
+local function renew(ms)  -- all keys stay for so long
+  gone_at = now() + math.floor(ms)
+  call('HSET', Q, 'xp', gone_at)
+  for _, key in ipairs({'q', 'items', 'hands', 'ahead', 'open', 'beats', 'wi', 'wr', 'we', 'fails',
+      'reason'}) do
+    call('PEXPIREAT', P..key, gone_at)
+  end
+  for _, client in ipairs(call('ZRANGE', BEATS, 0, -1)) do
+    call('PEXPIREAT', P..'k:'..client, gone_at)
+    call('PEXPIREAT', P..'w:'..client, gone_at)
+  end
+  for _, n in ipairs(call('SMEMBERS', OPEN)) do call('PEXPIREAT', P..'e:'..n, gone_at) end
+  local all = call('HGETALL', HANDS)
+  for i = 1, #all, 2 do
+    call('PEXPIREAT', claim_key(all[i], string.match(all[i + 1], '^%d+')), gone_at)
+  end
+end
+
 local function mine(e)  -- owner, maker
   return e[1] == me or (e[1] == '0' and e[2] == me)
 end
@@ -362,9 +387,11 @@ def _script(*parts: str) -> str:
 
 JOIN: Final = _script(
     COMMON,
-    RULES.replace("call('HDEL', Q, '-')", "local kind_of = call('TYPE', Q).ok"),
+    "local kind_of = call('TYPE', Q).ok\n",
+    RULES,
     """
--- version, pid, host, token, options: maxsize, cancel on failure, deliveries, format, site; ttl
+-- version, pid, host, token, options: maxsize, cancel on failure, deliveries; format, site, expiry
+-- in ms, whether it is by the name, the identity that the queue must have, one for a new queue
 local version, pid, host, token = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local maxsize, cancels, deliveries, format, site = ARGV[8], ARGV[9], ARGV[10], ARGV[11], ARGV[12]
 local expiry, handle, id, new_id = tonumber(ARGV[13]), ARGV[14] == '1', ARGV[15], ARGV[16]
@@ -382,6 +409,7 @@ if kind_of == 'hash' then
   end
 end
 if kind_of == 'none' and id ~= '' then return redis.error_reply('IQGONE') end
+if me ~= '0' and not lives(me) then return redis.error_reply('IQEXPIRED') end
 if kind_of == 'none' then
   for _, key in ipairs({'items', 'hands', 'ahead', 'open', 'beats', 'wi', 'wr', 'we', 'fails',
       'reason', 'e:0', 'k:1', 'w:1'}) do
@@ -402,11 +430,14 @@ if made then
   call('HSET', Q, 'v', version, 'ms', or_zero(maxsize), 'cf', or_zero(cancels),
     're', or_zero(deliveries), 'format', format, 'site', site, 'made', t, 'st', 0, 'nu', 0,
     'la', t, 'am', 0, 'ha', 0, 'id', new_id)
-  call('PEXPIRE', Q, ttl)
 end
+local keep = math.max(get('ke'), tonumber(ARGV[3]))
+if get('ke') < keep then call('HSET', Q, 'ke', keep) end
+if call('PTTL', Q) < keep then renew(1.5 * keep) end
 if get('ex') < expiry then call('HSET', Q, 'ex', expiry) end
+local client = me ~= '0' and me or nil  -- another handle in a process that takes part
+if client and handle then call('HSET', Q, 'ha', 0) end
 -- Sent again: it has joined before.
-local client
 for _, other in ipairs(call('ZRANGE', BEATS, 0, -1)) do
   if call('HGET', P..'k:'..other, 'token') == token then client = other end
 end
@@ -414,21 +445,21 @@ if not client then
   client = call('HINCRBY', Q, 'cl', 1)
   call('HSET', P..'k:'..client, 'pid', pid, 'host', host, 'token', token)
   call('HSET', Q, 'n'..client, 0, 'r'..client, '')
-  call('PEXPIRE', P..'k:'..client, ttl)
+  call('PEXPIREAT', P..'k:'..client, gone_at)
   call('ZADD', BEATS, t, client)
-  call('PEXPIRE', BEATS, ttl)
+  call('PEXPIREAT', BEATS, gone_at)
   if made then
     call('HSET', Q, 'maker', client, 'ha', client, 'mpid', pid, 'mhost', host)
     call('HSET', P..'e:0', 'k', QUEUE, 'f', 0, 's', site, 'o', 0, 'm', client, 'g', 0, 't', t)
-    call('PEXPIRE', P..'e:0', ttl)
+    call('PEXPIREAT', P..'e:0', gone_at)
     call('SADD', OPEN, 0)
-    call('PEXPIRE', OPEN, ttl)
+    call('PEXPIREAT', OPEN, gone_at)
   elseif handle then
     call('HSET', Q, 'ha', 0)
   end
 end
 return {tonumber(client), made and 1 or 0,
-  call('HMGET', Q, 'ms', 'st', 're', 'mpid', 'mhost', 'id', 'format')}
+  call('HMGET', Q, 'ms', 'st', 're', 'mpid', 'mhost', 'id', 'format', 'site')}
 """,
 )
 """A process takes part; the queue is made if there is none."""
@@ -441,7 +472,7 @@ call('HDEL', Q, '-')
 local client = call('HINCRBY', Q, 'cl', 1)
 call('HSET', P..'k:'..client, 'pid', 0, 'host', ARGV[4])
 call('HSET', Q, 'n'..client, 0, 'r'..client, '')
-call('PEXPIRE', P..'k:'..client, ttl)
+call('PEXPIREAT', P..'k:'..client, gone_at)
 -- It may take its time to start.
 call('ZADD', BEATS, now() + 10000, client)
 return done({client})
@@ -454,7 +485,7 @@ ADOPT: Final = _script(
     """
 if call('EXISTS', P..'k:'..me) == 0 then return redis.error_reply('IQEXPIRED') end
 if ARGV[4] ~= '0' then call('HSET', P..'k:'..me, 'pid', ARGV[4]) end
-return {1, 0, call('HMGET', Q, 'ms', 'st', 're', 'mpid', 'mhost', 'id', 'format')}
+return {1, 0, call('HMGET', Q, 'ms', 'st', 're', 'mpid', 'mhost', 'id', 'format', 'site')}
 """,
 )
 """That process is there, or its pid is known."""
@@ -462,6 +493,7 @@ return {1, 0, call('HMGET', Q, 'ms', 'st', 're', 'mpid', 'mhost', 'id', 'format'
 OPEN: Final = _script(
     COMMON,
     SESSION,
+    FIRST,
     RULES,
     """
 local kind, site, clone = ARGV[4], ARGV[5], ARGV[6] == '1'
@@ -472,9 +504,9 @@ if kind == CONSUMER and band(st, ABANDONED) ~= 0 then return done({-1, st}) end
 local n = call('HINCRBY', Q, 'nu', 1)
 local flags = kind == WORKER and UNASKED or 0
 call('HSET', P..'e:'..n, 'k', kind, 'f', flags, 's', site, 'o', 0, 'm', me, 'g', 0, 't', now())
-call('PEXPIRE', P..'e:'..n, ttl)
+call('PEXPIREAT', P..'e:'..n, gone_at)
 call('SADD', OPEN, n)
-call('PEXPIRE', OPEN, ttl)
+call('PEXPIREAT', OPEN, gone_at)
 add(field_of(kind), 1)
 if kind == WORKER then add('bz', 1) end
 if kind ~= PRODUCER then add('ev', 1) end
@@ -533,6 +565,25 @@ return done({1, tonumber(e[3])})
 )
 """A copy of an endpoint goes off."""
 
+MARK: Final = _script(
+    COMMON,
+    SESSION,
+    """
+call('HDEL', Q, '-')
+call('HSET', Q, 'ha', 0)
+for i = 4, #ARGV do
+  local key = P..'e:'..ARGV[i]
+  local e = call('HMGET', key, 'o', 'm', 'f')
+  local flags = num(e[3])
+  if e[1] and (e[1] == me or (e[1] == '0' and e[2] == me)) and band(flags, USED) == 0 then
+    call('HSET', key, 'f', bor(flags, FORKED))
+  end
+end
+return done({1})
+""",
+)
+"""This process forks: the child may hold the queue, and these endpoints."""
+
 ASSIGN: Final = _script(
     COMMON,
     SESSION,
@@ -573,7 +624,7 @@ PUT: Final = _script(
     """
 -- endpoint, kind, whether it waits, then items. Returns how many were put, or why none may be; and
 -- the state. That this client lives shows that its endpoint is open.
-local q = redis.call('HMGET', KEYS[1], 'n'..ARGV[1], 'st', 'ms', 'pt', 'hi', 'ww')
+local q = redis.call('HMGET', KEYS[1], 'n'..ARGV[1], 'st', 'ms', 'pt', 'hi', 'ww', 'xp')
 if q[1] and tonumber(q[1]) < tonumber(ARGV[2]) and tonumber(q[2]) < 2 and q[3] == '0'
     and q[6] ~= '1' and ARGV[5] == '1' then
   -- What is usual, by the shortest way: it is a third of what the rest of this would take.
@@ -581,7 +632,7 @@ if q[1] and tonumber(q[1]) < tonumber(ARGV[2]) and tonumber(q[2]) < 2 and q[3] =
   local size
   if count == 1 then size = redis.call('RPUSH', items, ARGV[7])
   else size = redis.call('RPUSH', items, unpack(ARGV, 7)) end
-  if size == count then redis.call('PEXPIRE', items, ARGV[3]) end
+  if size == count then redis.call('PEXPIREAT', items, q[7]) end
   local reply = {count, tonumber(q[2])}
   redis.call('HSET', KEYS[1], 'n'..ARGV[1], ARGV[2], 'r'..ARGV[1], cmsgpack.pack(reply),
     'pt', tonumber(q[4] or 0) + count, 'hi', math.max(size, tonumber(q[5] or 0)))
@@ -606,13 +657,13 @@ elseif maxsize > 0 then
   if count < 1 then
     if ARGV[6] == '1' then
       call('ZADD', P..'wr', 'NX', now(), me)
-      call('PEXPIRE', P..'wr', ttl)
+      call('PEXPIREAT', P..'wr', gone_at)
     end
     return {0, st}
   end
 end
 local size = call('RPUSH', ITEMS, unpack(ARGV, first, first + count - 1))
-if size == count then call('PEXPIRE', ITEMS, ttl) end
+if size == count then call('PEXPIREAT', ITEMS, gone_at) end
 call('HSET', Q, 'pt', num(q[4]) + count, 'hi', math.max(size, num(q[5])))
 if band(flags, UNASKED) ~= 0 then call('HSET', P..'e:'..n, 'f', bor(flags, HAS_PUT)) end
 if q[6] == '1' then wake('wi', count, 'i') end
@@ -625,7 +676,7 @@ TAKE: Final = _script(
     """
 -- endpoint, kind, hand, the claim known, how much of it goes back, mode, pace, most bytes, whether
 -- it waits, whether the hand is new
-local q = redis.call('HMGET', KEYS[1], 'n'..ARGV[1], 'st', 'ms', 'co', 'wo', 'tk')
+local q = redis.call('HMGET', KEYS[1], 'n'..ARGV[1], 'st', 'ms', 'co', 'wo', 'tk', 'xp')
 local mode, limit, most = ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11])
 local hand = ARGV[4]..':'..ARGV[6]
 
@@ -659,19 +710,19 @@ local function claim(prefix, was_ahead)
   end
   local held, value = mode == 'claim' and 1 or got, nil
   if key then
-    redis.call('PEXPIRE', key, ARGV[3])
+    redis.call('PEXPIREAT', key, q[7])
     value = ARGV[2]..' '..held..(got > held and ' a' or ' -')
   else
     value = ARGV[2]..' 1 1'..item
   end
   if redis.call('HSET', prefix..'hands', hand, value) == 1 then
-    redis.call('PEXPIRE', prefix..'hands', ARGV[3])
+    redis.call('PEXPIREAT', prefix..'hands', q[7])
   end
   if (got > held) ~= was_ahead then
     if was_ahead then redis.call('SREM', prefix..'ahead', hand)
     else
       redis.call('SADD', prefix..'ahead', hand)
-      redis.call('PEXPIRE', prefix..'ahead', ARGV[3])
+      redis.call('PEXPIREAT', prefix..'ahead', q[7])
     end
   end
   if ARGV[13] == '1' then
@@ -704,12 +755,15 @@ end
 """,
     COMMON,
     SESSION,
+    FIRST,
     RULES,
     """
 local n, worker, known, keep = ARGV[4], ARGV[5] == '3', ARGV[7], tonumber(ARGV[8])
 if no == last then
   local k = claim_of(hand)
-  return {1, get('st'), unpack(call('LRANGE', claim_key(hand, k), 0, -1))}
+  local reply = {1, get('st')}  -- and not `unpack`, which has room for 8,000
+  for _, item in ipairs(call('LRANGE', claim_key(hand, k), 0, -1)) do reply[#reply + 1] = item end
+  return reply
 end
 local st = num(q[2])
 if band(st, CANCELLED) ~= 0 then return done({-1, st}) end
@@ -733,7 +787,7 @@ if finished > 0 then settle() end
 if drained() then return done({-2, get('st')}) end
 if ARGV[12] == '1' then
   call('ZADD', P..'wi', 'NX', now(), me)
-  call('PEXPIRE', P..'wi', ttl)
+  call('PEXPIREAT', P..'wi', gone_at)
   call('HSET', Q, 'ww', 1)
   -- Whoever has claimed most gives half of it back.
   local victim, size, made
@@ -757,14 +811,17 @@ return done({0, st})
 CUT: Final = _script(
     COMMON,
     SESSION,
+    FIRST,
     RULES,
     """
--- hand, its claim, items handed out of it that are left there, items that go back
+-- hand, its claim, how many items of it are left, the one in hand included; how many go back
 local hand, k, left, count = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
-local key = claim_key(hand, k)
-call('LTRIM', key, -left, -1)
-back_to_front(key, count)
-settle()
+if band(get('st'), CANCELLED) == 0 then  -- which has left there only what is in hand
+  local key = claim_key(hand, k)
+  call('LTRIM', key, -left, -1)
+  back_to_front(key, count)
+  settle()
+end
 return done({1})
 """,
 )
@@ -783,10 +840,11 @@ return done({num(call('HGET', Q, 'st'))})
 CLOSE: Final = _script(
     COMMON,
     SESSION,
+    FIRST,
     RULES,
     """
--- endpoint, failure or '', items that go on to others though they were in hand; then hands: each
--- its number, its claim, how much of that goes back
+-- endpoint, failure or ''; then of each hand that this process knows: its number, its claim, and
+-- how much of that goes back
 local n, blob = ARGV[4], ARGV[5]
 local e = call('HMGET', P..'e:'..n, 'k', 'f', 'hn', 'o', 'm')
 if not e[1] then return done({0, get('st')}) end
@@ -807,6 +865,7 @@ return done({1, get('st')})
 SHUT: Final = _script(
     COMMON,
     SESSION,
+    FIRST,
     RULES,
     """
 if ARGV[4] == 'dropped' and call('HGET', Q, 'ha') ~= me then return done({0, get('st')}) end
@@ -823,24 +882,26 @@ return done({1, get('st')})
 )
 """No further producers or workers. One who only drops the queue may say so if it is alone."""
 
-CANCEL: Final = _script(COMMON, SESSION, RULES, "cancel(ARGV[4])\nreturn done({1, get('st')})\n")
+CANCEL: Final = _script(
+    COMMON, SESSION, FIRST, RULES, "cancel(ARGV[4])\nreturn done({1, get('st')})\n"
+)
 """Stop now."""
 
 WAITS: Final = _script(
     COMMON,
     SESSION,
+    FIRST,
     RULES,
     """
--- 'we' and nobody: join asks whether all is settled
 local st, fa, lo = get('st', 'fa', 'lo')
 if band(st, bor(CANCELLED, ABANDONED)) ~= 0 then return {-1, st} end
 if drained() and call('HLEN', HANDS) == 0 then return {1, st, fa, lo} end
 call('ZADD', P..'we', 'NX', now(), me)
-call('PEXPIRE', P..'we', ttl)
+call('PEXPIREAT', P..'we', gone_at)
 return {0, st}
 """,
 )
-"""Whether everything is finished. If not, the client is told when it may be."""
+"""Whether everything is finished, for join. If not, the client is told when it may be."""
 
 AGAIN: Final = _script(
     COMMON,
@@ -855,7 +916,7 @@ if waits then
   if more > 0 then return 1 end
   local set = P..(what == 'i' and 'wi' or 'wr')
   call('ZADD', set, 'NX', now(), me)
-  call('PEXPIRE', set, ttl)
+  call('PEXPIREAT', set, gone_at)
   if what == 'i' then call('HSET', Q, 'ww', 1) end
 elseif more > 0 then
   wake(what == 'i' and 'wi' or 'wr', 1, what)
@@ -867,6 +928,7 @@ return 0
 
 BEAT: Final = _script(
     COMMON,
+    FIRST,
     RULES,
     """
 -- expiry in ms; then clients for which this one answers
@@ -889,21 +951,8 @@ if t - amnesty > expiry then
     dead = dead + 1
   end
 end
-if call('PTTL', Q) < tonumber(ttl) / 2 then
-  for _, key in ipairs({'q', 'items', 'hands', 'ahead', 'open', 'beats', 'wi', 'wr', 'we', 'fails',
-      'reason'}) do
-    call('PEXPIRE', P..key, ttl)
-  end
-  for _, client in ipairs(call('ZRANGE', BEATS, 0, -1)) do
-    call('PEXPIRE', P..'k:'..client, ttl)
-    call('PEXPIRE', P..'w:'..client, ttl)
-  end
-  for _, n in ipairs(call('SMEMBERS', OPEN)) do call('PEXPIRE', P..'e:'..n, ttl) end
-  local all = call('HGETALL', HANDS)
-  for i = 1, #all, 2 do
-    call('PEXPIRE', claim_key(all[i], string.match(all[i + 1], '^%d+')), ttl)
-  end
-end
+local keep = get('ke')
+if call('PTTL', Q) < keep then renew(1.5 * keep) end
 return {dead, num(call('HGET', Q, 'st'))}
 """,
 )
@@ -912,6 +961,7 @@ return {dead, num(call('HGET', Q, 'st'))}
 DEAD: Final = _script(
     COMMON,
     SESSION,
+    FIRST,
     RULES,
     """
 mend(ARGV[4], ARGV[5])
@@ -923,13 +973,16 @@ return done({1})
 BYE: Final = _script(
     COMMON,
     SESSION,
+    FIRST,
     RULES,
     """
 mend(me, ARGV[4])
-if call('ZCARD', BEATS) == 0 and over() then
+if call('ZCARD', BEATS) > 0 then return {0} end
+if over() then
   remove()
   return {1}
 end
+renew(get('ke'))
 return {0}
 """,
 )
@@ -944,7 +997,7 @@ return 0
 
 SIZE: Final = _script(
     COMMON,
-    RULES.replace("call('HDEL', Q, '-')", ""),
+    RULES,
     """
 if call('EXISTS', P..'k:'..me) == 0 then return redis.error_reply('IQEXPIRED') end
 return {call('LLEN', ITEMS) + ahead(), get('st')}
@@ -954,7 +1007,7 @@ return {call('LLEN', ITEMS) + ahead(), get('st')}
 
 VIEW: Final = _script(
     COMMON,
-    RULES.replace("call('HDEL', Q, '-')", ""),
+    RULES,
     """
 if call('EXISTS', P..'k:'..me) == 0 then return redis.error_reply('IQEXPIRED') end
 local n = ARGV[4]
@@ -977,7 +1030,7 @@ return {num(f.k), num(f.f), num(f.o), num(f.m), num(f.r), held, num(f.b), now() 
 
 LOOK: Final = _script(
     COMMON,
-    RULES.replace("call('HDEL', Q, '-')", ""),
+    RULES,
     """
 if call('EXISTS', P..'k:'..me) == 0 then return redis.error_reply('IQEXPIRED') end
 local t = now()

@@ -6,7 +6,14 @@ Plain values, and none of them a connection: an `Address` goes with each pickle 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
+
+from iterable_queue._core import check_callable, check_options, check_seconds
+
+MOST_EXPIRY_S: Final = 86_400
+"""More than a day between two heartbeats would be none."""
+MOST_S: Final = 31_536_000
+"""A year: longer than anybody waits, and short enough for every clock and counter on the way."""
 
 
 class Settings(NamedTuple):
@@ -34,6 +41,20 @@ class Settings(NamedTuple):
         how = "pickle" if self.serializer is None else "custom"
         return f"{how}+signed" if self.key is not None else how
 
+    def is_read_like(self, other: Settings) -> bool:
+        """Whether items are made and read by the same functions, as far as that can be told."""
+        if self.serializer is None or other.serializer is None:
+            return self.serializer is other.serializer
+        return all(map(_is_same, self.serializer, other.serializer))
+
+
+def _is_same(function: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    if function == other:
+        return True
+    # A lambda, say, that is made anew by each call of what has it.
+    code = getattr(function, "__code__", None)
+    return code is not None and code == getattr(other, "__code__", None)
+
 
 class Options(NamedTuple):
     """What the queue is to be like; "" leaves it to whoever made it."""
@@ -48,3 +69,83 @@ class Address(NamedTuple):
 
     settings: Settings
     id: str
+
+
+def check(
+    server: object,
+    name: object,
+    *,
+    maxsize: int | None,
+    on_failure: object,
+    redeliver: bool | None,
+    max_deliveries: int | None,
+    serializer: Any,
+    sign: object,
+    expiry_s: float,
+    retry_s: float,
+    keep_s: float,
+) -> tuple[Settings, Options]:
+    """What `IterableQueue.connect` was given. Raises TypeError or ValueError, by the name."""
+    if not isinstance(server, str):
+        check_callable(server, "server")
+    deliveries = check_options(
+        0 if maxsize is None else maxsize,
+        "raise" if on_failure is None else on_failure,
+        redeliver if redeliver is not None else max_deliveries is not None,
+        max_deliveries,
+    )
+    key = _key_of(sign)
+    _check_serializer(serializer)
+    _check_times(expiry_s, retry_s, keep_s)
+    source: Any = server
+    settings = Settings(source, _checked(name), serializer, key, expiry_s, retry_s, keep_s)
+    options = Options(
+        "" if maxsize is None else str(max(maxsize, 0)),
+        "" if on_failure is None else str(int(on_failure == "cancel")),
+        "" if redeliver is None and max_deliveries is None else str(deliveries),
+    )
+    return settings, options
+
+
+def _checked(name: object) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a text, not {name!r}")
+    if not name or set(name) & set("{}") or len(name) > 200:
+        raise ValueError(f"name must have 1 to 200 characters and no braces, not {name!r}")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"name must be a text that UTF-8 has, not {name!r}") from None
+    return name
+
+
+def _check_serializer(serializer: Any) -> None:
+    if serializer is None:
+        return
+    if not isinstance(serializer, tuple) or len(serializer) != 2:
+        raise TypeError(f"serializer must be two functions, (dumps, loads), not {serializer!r}")
+    for function in serializer:
+        check_callable(function, "serializer")
+
+
+def _key_of(sign: object) -> bytes | None:
+    if sign is None:
+        return None
+    if not isinstance(sign, (str, bytes)):
+        raise TypeError(f"sign must be a text or bytes, not {sign!r}")
+    if not sign:
+        raise ValueError("sign must not be empty: an empty key is none")
+    return sign.encode() if isinstance(sign, str) else sign
+
+
+def _check_times(expiry_s: float, retry_s: float, keep_s: float) -> None:
+    for value, what, least, most in (
+        (expiry_s, "expiry_s", 0.3, MOST_EXPIRY_S),
+        (retry_s, "retry_s", 0, MOST_S),
+        (keep_s, "keep_s", 0, MOST_S),
+    ):
+        check_seconds(value, what)
+        if not least <= value <= most:
+            raise ValueError(f"{what} must be {least} to {most:,} seconds, not {value!r}")
+    if not keep_s > expiry_s:
+        raise ValueError(f"keep_s must be more than expiry_s={expiry_s:g}, not {keep_s!r}")
