@@ -270,6 +270,8 @@ def test_a_wrong_password_is_refused_at_once(server: Server) -> None:
             assert time.monotonic() - began < 15.0
             assert "could not be reached" not in str(caught.value)
             assert "wrong-word" not in str(caught.value)
+        with pytest.raises(ChannelBroken, match="refused a call.*It wants a password"):
+            server.connect()
         url = server.url.replace("redis://", "redis://:secret-word@")
         assert "secret-word" not in repr(IterableQueue[Any].connect(url, name="n"))
         client.config_set("requirepass", "")
@@ -304,6 +306,19 @@ def test_acl_users_need_the_prefix_alone(server: Server) -> None:
             pytest.raises(redis.exceptions.NoPermissionError),
         ):
             other.get("another key")
+
+
+@pytest.mark.parametrize("command", ["pexpireat", "zadd", "sadd", "hincrby"])
+def test_a_command_that_a_user_lacks_spoils_nothing(server: Server, command: str) -> None:
+    """A script that is refused one stops in its midst; the name can be used all the same."""
+    with server.client() as client:
+        client.execute_command(*f"ACL SETUSER less on >word ~* +@all -{command}".split())
+    url = server.url.replace("redis://", "redis://less:word@")
+    with pytest.raises(ChannelBroken, match="refused a call.*ACL LOG"):
+        server.connect(url=url, name="spoilt")
+    with server.connect(name="spoilt") as iq, iq.get_producer() as out:
+        out.put("there")
+    assert list(iq.get_consumer()) == ["there"]
 
 
 def test_unix_sockets_and_clients_of_ones_own(server: Server) -> None:

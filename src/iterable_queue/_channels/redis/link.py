@@ -414,7 +414,15 @@ class Link:
                 f"{option}: the queue {name!r} on the server at {self.address} exists already, "
                 f"with {had}; leave the argument out, or give the same"
             )
-        return ChannelBroken(f"the server at {self.address} refused a call: {text}")
+        remedy = ""
+        if "NOAUTH" in text or "unauthenticated" in text:
+            remedy = ". It wants a password: redis://user:password@host:port/db"
+        elif "NOPERM" in text or "can't run this command" in text:
+            remedy = (
+                ". Its user may do less than a queue needs: ACL LOG, asked on the server, names "
+                "the command or the key"
+            )
+        return ChannelBroken(f"the server at {self.address} refused a call: {text}{remedy}")
 
     def tell(self, commands: bytes) -> None:
         """Send commands that are not answered, each behind QUIET. They may get lost."""

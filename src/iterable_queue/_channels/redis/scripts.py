@@ -401,6 +401,14 @@ if kind_of == 'hash' then
   local v = call('HGET', Q, 'v')
   if not v then return redis.error_reply('IQFOREIGN '..Q) end
   if v ~= version then return redis.error_reply('IQVERSION '..v) end
+  -- A script that was refused a command in its midst has left half of one, with nobody in it.
+  if not call('HGET', Q, 'maker') then
+    remove()
+    call('DEL', P..'k:1', P..'e:0')
+    kind_of = 'none'
+  end
+end
+if kind_of == 'hash' then
   if id ~= '' and call('HGET', Q, 'id') ~= id then return redis.error_reply('IQGONE') end
   -- Everybody has left, or was killed after the end.
   if call('ZCOUNT', BEATS, t - math.max(get('ex'), expiry), '+inf') == 0 and over() then
