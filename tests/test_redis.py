@@ -92,13 +92,22 @@ def test_those_who_name_the_same_queue_share_it(server: Server) -> None:
     assert made.join(20)
 
 
+def three() -> int:
+    return 3
+
+
 OTHERS: tuple[tuple[str, str, str, str], ...] = (
     ("maxsize=4", "maxsize", "3", "3"),
     ("redeliver=False", "redeliver", "3", "3"),
     ("max_deliveries=7", "redeliver", "3", "3"),
     ("on_failure='raise'", "on_failure", "cancel", "cancel"),
-    ("sign='key'", "sign", "none", "serializer: the queue 'jobs' on the server"),
-    ("serializer=(repr, eval)", "serializer", "other functions", "with pickle"),
+    ("sign='key'", "sign", "none", "serializer, sign: the items of the queue 'jobs'"),
+    (
+        "serializer=(repr, eval)",
+        "serializer",
+        "other functions",
+        "are pickle; all who take part must give",
+    ),
 )
 """What is asked for that is not so; the argument that is named, and what it is, to this process
 and to another one."""
@@ -188,7 +197,8 @@ def test_wrong_arguments_raise_at_once() -> None:
         (ValueError, "keep_s must be 0 to 31,536,000 seconds, not inf", {"keep_s": math.inf}),
         (ValueError, "keep_s must be 0 to 31,536,000 seconds, not 1e+18", {"keep_s": 1e18}),
         (ValueError, "name must be a text that UTF-8 has, not", {"name": "a\ud800"}),
-        (TypeError, "server must be a function, not 3", {"server": 3}),
+        (TypeError, "server must be a URL, or a function that returns a client", {"server": 3}),
+        (TypeError, "server() must return a redis.Redis or RedisCluster, not 3", {"server": three}),
         (TypeError, "keep_s must be a number of seconds", {"keep_s": "1"}),
         (ValueError, "keep_s must be more than expiry_s=15, not 1.0", {"keep_s": 1.0}),
         (
@@ -270,7 +280,7 @@ def test_a_wrong_password_is_refused_at_once(server: Server) -> None:
             assert time.monotonic() - began < 15.0
             assert "could not be reached" not in str(caught.value)
             assert "wrong-word" not in str(caught.value)
-        with pytest.raises(ChannelBroken, match="refused a call.*It wants a password"):
+        with pytest.raises(ChannelBroken, match=r"refused a call.*It wants a password"):
             server.connect()
         url = server.url.replace("redis://", "redis://:secret-word@")
         assert "secret-word" not in repr(IterableQueue[Any].connect(url, name="n"))
@@ -314,7 +324,7 @@ def test_a_command_that_a_user_lacks_spoils_nothing(server: Server, command: str
     with server.client() as client:
         client.execute_command(*f"ACL SETUSER less on >word ~* +@all -{command}".split())
     url = server.url.replace("redis://", "redis://less:word@")
-    with pytest.raises(ChannelBroken, match="refused a call.*ACL LOG"):
+    with pytest.raises(ChannelBroken, match=r"refused a call.*ACL LOG"):
         server.connect(url=url, name="spoilt")
     with server.connect(name="spoilt") as iq, iq.get_producer() as out:
         out.put("there")

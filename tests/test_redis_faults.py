@@ -460,6 +460,22 @@ def test_what_put_returned_for_survives_the_server(durable: Server) -> None:
     assert iq.join(10)
 
 
+def test_that_the_server_is_out_of_reach_is_logged(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, though nobody calls anything."""
+    iq = server.connect(name="q", expiry_s=0.3)
+    server.kill()
+    text = f"the server at 127.0.0.1:{server.port}/0 is out of reach: "
+
+    def told() -> list[str]:
+        return [message for message in caplog.messages if message.startswith(text)]
+
+    wait_until(told, "it is logged")
+    assert len(told()) == 1
+    del iq  # and leave in peace
+
+
 def test_a_server_that_stays_away_is_an_error_in_time(server: Server) -> None:
     iq = server.connect(retry_s=0.5)
     out, source = iq.get_producer(), iq.get_consumer()

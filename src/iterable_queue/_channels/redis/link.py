@@ -222,7 +222,7 @@ class Link:
     ) -> Any:
         data = script.packed(self._key, arguments)
         pauses = iter(PAUSES_S)
-        until = -1.0
+        since = until = -1.0
         self.is_unsure = False
         self.calls += 1
         while True:
@@ -268,11 +268,10 @@ class Link:
             finally:
                 self.busy = False
             if until < 0:
-                until = time.monotonic() + (
-                    self._settings.retry_s if patience_s < 0 else patience_s
-                )
+                since = time.monotonic()
+                until = since + (self._settings.retry_s if patience_s < 0 else patience_s)
             try:
-                self._pause(next(pauses, PAUSES_S[-1]), until, broken, what)
+                self._pause(next(pauses, PAUSES_S[-1]), since, until, broken, what)
             finally:
                 broken = None  # or error, traceback and this frame would keep the queue alive
 
@@ -358,13 +357,15 @@ class Link:
         if left < self._answer_s and not is_readable(self.fileno(), max(left, 0.0)):
             raise TimeoutError("no answer in time")
 
-    def _pause(self, pause_s: float, until: float, error: Exception | None, what: str) -> None:
+    def _pause(
+        self, pause_s: float, since: float, until: float, error: Exception | None, what: str
+    ) -> None:
         """Before another attempt; raises where there is to be none."""
         now = time.monotonic()
         if self.deadline is not None and now + pause_s >= self.deadline:
             raise Late(
                 f"the server at {self.address} gave no answer in time, the last time for "
-                f"{_said(error)}"
+                f"{said(error)}"
             ) from error
         if now + pause_s >= until:
             sure = (
@@ -374,7 +375,7 @@ class Link:
             )
             raise ChannelBroken(
                 f"{what}: the server at {self.address} could not be reached for "
-                f"{now - until + self._settings.retry_s:.1f} s, the last time for {_said(error)}"
+                f"{now - since:.1f} s, the last time for {said(error)}"
                 f"{sure}. Call again once it is back; retry_s says how long a call tries"
             ) from error
         if pause_s:
@@ -408,8 +409,16 @@ class Link:
                 )
         if "IQOTHER " in text:
             option, _, had = text.partition("IQOTHER ")[2].partition(" ")
+            if option == "serializer":
+                return ValueError(
+                    f"serializer, sign: the items of the queue {name!r} on the server at "
+                    f"{self.address} are {had}; all who take part must give the same functions, "
+                    "and the same key"
+                )
             if option == "on_failure":
                 had = "cancel" if had == "1" else "raise"
+            if option == "redeliver":
+                had = f"{had} deliveries of an item at most" if had != "0" else "False"
             return ValueError(
                 f"{option}: the queue {name!r} on the server at {self.address} exists already, "
                 f"with {had}; leave the argument out, or give the same"
@@ -482,7 +491,10 @@ def _client_of(source: str | Callable[[], Any]) -> Any:
             "a queue on a server needs the package redis: pip install 'iterable-queue[redis]'"
         ) from error
     if not isinstance(source, str):
-        return source()
+        client: Any = source()
+        if not hasattr(client, "connection_pool") and not hasattr(client, "get_node_from_key"):
+            raise TypeError(f"server() must return a redis.Redis or RedisCluster, not {client!r}")
+        return client
     # Retries are made here, where it is known that a call sent twice is made once. What the URL
     # says goes before these.
     return redis.Redis.from_url(
@@ -500,9 +512,9 @@ def _no_retries() -> Any:
     return retry.Retry(backoff.NoBackoff(), 0)
 
 
-def _said(error: Exception | None) -> str:
+def said(error: BaseException | None) -> str:
     """The error with its text, which the `repr` of the client's has not."""
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {error}".rstrip(".")
 
 
 def let_go(error: BaseException) -> None:

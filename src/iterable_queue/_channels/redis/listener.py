@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any, Final
 from iterable_queue import _cells as cells_
 from iterable_queue import _forks, _news
 from iterable_queue._channels.redis.calls import AGAIN, BEAT, as_text
-from iterable_queue._channels.redis.link import ANSWER_S, PAUSES_S, Late, Link, is_readable, let_go
+from iterable_queue._channels.redis.link import (
+    ANSWER_S,
+    PAUSES_S,
+    Late,
+    Link,
+    is_readable,
+    let_go,
+    said,
+)
 from iterable_queue._errors import ChannelBroken
 
 if TYPE_CHECKING:
@@ -123,9 +131,18 @@ class Listener:
                     ):
                         _news.note(_news.WARNING, "listening for messages: %r", error)
                     self._link.drop()
+                    pause_s = next(pauses, PAUSES_S[-1])
+                    if pause_s == PAUSES_S[1]:  # nobody answers who is asked a second time either
+                        _news.note(
+                            _news.WARNING,
+                            "the server at %s is out of reach: %s; calls wait for it",
+                            self._link.address,
+                            said(error.__cause__ or error),
+                        )
+                        _news.tell()
                     let_go(error)
                     self._has_missed = True
-                    if is_readable(self._wake_end, next(pauses, PAUSES_S[-1])):
+                    if is_readable(self._wake_end, pause_s):
                         data = os.read(self._wake_end, 100)
                         if b"x" in data:
                             return

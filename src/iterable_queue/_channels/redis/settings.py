@@ -86,8 +86,11 @@ def check(
     keep_s: float,
 ) -> tuple[Settings, Options]:
     """What `IterableQueue.connect` was given. Raises TypeError or ValueError, by the name."""
-    if not isinstance(server, str):
-        check_callable(server, "server")
+    if not isinstance(server, str) and not callable(server):
+        raise TypeError(
+            "server must be a URL, or a function that returns a client, "
+            f"not a {type(server).__name__}"
+        )
     deliveries = check_options(
         0 if maxsize is None else maxsize,
         "raise" if on_failure is None else on_failure,
