@@ -11,6 +11,7 @@ import errno
 import gc
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,6 +120,36 @@ def noted(paths: list[Path]) -> list[int]:
 def test_clients_killed_at_random(
     server: Server, processes: Processes, tmp_path: Path, seed: int, redeliver: bool
 ) -> None:
+    kill_at_random(server, processes, tmp_path, seed, redeliver)
+
+
+@pytest.mark.soak
+@pytest.mark.time_limit(4200)
+@FORKS
+def test_clients_killed_at_random_for_an_hour(server: Server, tmp_path: Path) -> None:
+    """Or `SOAK_SECONDS`, from the seed `SOAK_SEED` on: `pytest -m soak -n 0 -s` says how many."""
+    first = int(os.environ.get("SOAK_SEED", random.SystemRandom().randrange(1 << 40)))
+    end = time.monotonic() + float(os.environ.get("SOAK_SECONDS", "3600"))
+    seed = first
+    while time.monotonic() < end:
+        directory = tmp_path / str(seed)
+        directory.mkdir()
+        processes = Processes(set())
+        try:
+            kill_at_random(server, processes, directory, seed, bool(seed % 2))
+        except BaseException as error:
+            error.add_note(f"SOAK_SEED={seed}")
+            raise
+        finally:
+            processes.end()
+        shutil.rmtree(directory)
+        seed += 1
+    print(f"\nclients killed: seeds {first} to {seed - 1}, {seed - first} rounds")
+
+
+def kill_at_random(
+    server: Server, processes: Processes, tmp_path: Path, seed: int, redeliver: bool
+) -> None:
     """Of each kind one is killed, as soon as it has done so much; then all is accounted for."""
     rng = random.Random(seed)
     context = get_context("fork")
@@ -137,10 +168,13 @@ def test_clients_killed_at_random(
     iq.close()
     for process, path in ((consumers[0], takes[0]), (producers[0], puts[0])):
         least = rng.randrange(1, 300)
-        wait_until(
-            lambda path=path, least=least: path.exists() and path.stat().st_size >= least,  # type: ignore[misc]
-            f"{path} has {least} bytes",
-        )
+
+        def has_come_so_far(path: Path = path, least: int = least, process: Any = process) -> bool:
+            # Or the others have taken everything before this one came.
+            done = path.stat().st_size if path.exists() else 0
+            return done >= least or process.exitcode is not None
+
+        wait_until(has_come_so_far, f"{path} has {least} bytes")
         assert process.pid is not None
         with suppress(ProcessLookupError):  # it has come to its end before
             os.kill(process.pid, signal.SIGKILL)
