@@ -153,7 +153,8 @@ def kill_at_random(
     """Of each kind one is killed, as soon as it has done so much; then all is accounted for."""
     rng = random.Random(seed)
     context = get_context("fork")
-    iq = server.connect(redeliver=redeliver, maxsize=rng.choice((0, 0, 20)), expiry_s=1.0)
+    # That a child was killed its parent tells, at once. A busy machine may be silent for long.
+    iq = server.connect(redeliver=redeliver, maxsize=rng.choice((0, 0, 20)), expiry_s=30.0)
     puts = [tmp_path / f"put{n}" for n in range(3)]
     takes = [tmp_path / f"taken{n}" for n in range(3)]
     producers = [
