@@ -37,6 +37,7 @@ from iterable_queue import (
     Producer,
     ProducerFailed,
 )
+from iterable_queue._channels.redis import claims, ledger
 from iterable_queue._core import Core
 from tests.conftest import FORKS, Processes, wait_until
 from tests.redis_server import Proxy, Server, redis, running
@@ -199,6 +200,70 @@ def kill_at_random(
         assert not twice
         assert len(missing) <= 1
         assert now.lost <= 1
+
+
+def hand_out_rest(source: Any, path: str, go: int) -> None:
+    """Take until a claim of many is begun; once told to, take the rest of that, and wait."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    left = 0
+    while left < 400:
+        note(fd, source.get())
+        left = max(
+            hand.own.claim.permits
+            for hands in source._ledger.hands.values()
+            for hand in hands.values()
+        )
+    os.write(fd, b"claimed\n")
+    os.read(go, 1)
+    for _ in range(left):
+        note(fd, source.get())
+    os.write(fd, b"taken\n")
+    signal.pause()
+
+
+@pytest.mark.parametrize("redeliver", [False, True])
+@FORKS
+def test_what_a_killed_client_handed_out_is_handed_out_once(
+    server: Server,
+    processes: Processes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    redeliver: bool,
+) -> None:
+    """The server reads what it was told of that, and what its parent says, in any order."""
+    monkeypatch.setattr(claims, "SURE_S", 60.0)  # as if it took no time
+    monkeypatch.setattr(ledger, "CLAIM_NS", 1_000_000_000)
+    iq = server.connect(redeliver=redeliver, expiry_s=60.0)
+    core: Any = iq._core
+    path = tmp_path / "taken"
+    go, end = os.pipe()
+    with iq, iq.get_producer() as out:
+        out.put_many(range(20_000))
+        child = get_context("fork").Process(
+            target=hand_out_rest, args=(iq.get_consumer(), str(path), go)
+        )
+        processes.start(child)
+    source = iq.get_consumer()
+    wait_until(lambda: path.exists() and b"claimed" in path.read_bytes(), "much is claimed")
+    server.signal(signal.SIGSTOP)
+    os.write(end, b"x")
+    wait_until(lambda: b"taken" in path.read_bytes(), "it is handed out")
+    links = core.link, core._listener._asking
+    child.kill()
+    wait_until(lambda: any(link.busy for link in links), "its parent has seen its end")
+    server.signal(signal.SIGCONT)
+    taken = [int(word) for word in path.read_text().split() if word.isdigit()]
+    rest = list[int]()
+    with suppress(ItemsLost):
+        for n in source:
+            rest += (n,)
+    # The last one was still in hand.
+    assert set(taken) & set(rest) <= set(taken[-1:] * redeliver)
+    assert sorted({*taken, *rest}) == list(range(20_000))
+    assert len(taken) + len(rest) <= 20_001
+    for fd in (go, end):
+        os.close(fd)
+    source.close()
 
 
 def test_who_was_taken_for_dead_is_told(server: Server) -> None:

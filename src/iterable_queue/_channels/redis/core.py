@@ -54,7 +54,7 @@ from iterable_queue._channels.redis.calls import (
 )
 from iterable_queue._channels.redis.channel import RedisChannel
 from iterable_queue._channels.redis.ledger import CHUNK, RedisLedger
-from iterable_queue._channels.redis.link import BRIEFLY_S, LOOP_S, Late, Link
+from iterable_queue._channels.redis.link import BRIEFLY_S, LAST_WORDS_S, LOOP_S, Late, Link
 from iterable_queue._channels.redis.listener import SLEEPERS, Listener
 from iterable_queue._channels.redis.runtime import RedisRuntime
 from iterable_queue._channels.redis.sealer import Sealer
@@ -129,6 +129,7 @@ class RedisCore(Core):
         self.made = False
         self.address = Address(settings, id_)
         self.link.restore = ledger.claims_left
+        self.link.is_shown = True
         # Which a process has that starts others, but not before it does: its hooks come first.
         import_module("multiprocessing.util")
         install_exit_hooks("multiprocessing")
@@ -629,6 +630,7 @@ class RedisCore(Core):
         self.link = ledger.link = self._redis_runtime.redis_errors.link = Link(address.settings)
         self.link.loss = loss
         self.link.restore = ledger.claims_left
+        self.link.is_shown = True
         self._options = Options()
         self._marked = set()
         self._may_be_held = False
@@ -779,6 +781,7 @@ class RedisCore(Core):
                 ledger.close(view.slot, view.number)
         if self._listener is not None:
             for client, pid in self._listener.ended():
+                self.link.await_end(client, LAST_WORDS_S)
                 self.link.call(DEAD, client, self._how_ended(pid))
         self.link.call(BYE, how)
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any, Final, NamedTuple, TypeVar
 
-from iterable_queue._channels.redis.calls import QUIET, Script, as_bytes
+from iterable_queue._channels.redis.calls import QUIET, SHOWN, Script, as_bytes
 from iterable_queue._channels.redis.settings import Settings
 from iterable_queue._errors import ChannelBroken, WouldDeadlock
 
@@ -43,6 +43,10 @@ LEAST_S: Final = 0.01
 
 
 R = TypeVar("R")
+
+
+LAST_WORDS_S: Final = 1.0
+"""How long it may take the server to hear all that a process sent before it ended, in seconds."""
 
 
 class Late(Exception):
@@ -100,6 +104,8 @@ class Link:
         self.trip_s = 0.0
         self.restore: Callable[[], Iterable[bytes]] = tuple
         """Commands to be made, unanswered, on a new connection before anything else."""
+        self.is_shown = False
+        """Whether others are to know the number of each new connection, for `await_end`."""
         self._number = 0
         self._is_new = True
         errors: Any = import_module("redis.exceptions")
@@ -300,6 +306,10 @@ class Link:
         """A new connection: what the old one may have swallowed goes first."""
         self._connect()
         commands = b"".join(self.restore())
+        if self.is_shown and self.client:
+            self.ask("CLIENT", "ID")
+            args = self.arguments((self.answer(),), 0)
+            commands = QUIET + SHOWN.packed(self._key, args, whole=True) + commands
         if commands:
             self._connection.send_packed_command((commands,), False)
         self._is_new = False
@@ -463,6 +473,33 @@ class Link:
             self._connection.disconnect()
         except Exception:
             pass
+
+    def await_end(self, client: int, patience_s: float) -> None:
+        """Wait until the server has heard all that the *client*, which has ended, had sent.
+
+        It reads its connections in no order. Before it has closed that of the dead, which it does
+        when all was read, it may not have heard yet how far they handed out what they had claimed:
+        those items would be handed out once more. No longer than *patience_s*, in seconds.
+        """
+        until = time.monotonic() + patience_s
+        self.busy = True
+        try:
+            self.ask("HGET", b"%bk:%d" % (self.prefix(), client), "c")
+            number = self.answer()
+            while True:
+                if number is None or time.monotonic() >= until:
+                    return
+                self.ask("CLIENT", "LIST", "ID", number)
+                if not self.answer():
+                    return
+                time.sleep(0.002)
+        except self._refusals:
+            pass  # its user may not ask that
+        except self._breaks as error:
+            self.drop()
+            let_go(error)
+        finally:
+            self.busy = False
 
     # For the thread that listens, which waits for messages itself.
 

@@ -19,6 +19,7 @@ from iterable_queue import _forks, _news
 from iterable_queue._channels.redis.calls import AGAIN, BEAT, as_text
 from iterable_queue._channels.redis.link import (
     ANSWER_S,
+    LAST_WORDS_S,
     PAUSES_S,
     Late,
     Link,
@@ -52,6 +53,8 @@ class Listener:
         self._core = weakref.ref(core)
         self._link = Link(core.settings)
         self._link.client = core.ledger.me
+        self._asking = Link(core.settings)
+        """For what is asked while a message is waited for; connected when it is used first."""
         self._key = b"%bw:%d" % (self._link.prefix(), core.ledger.me)
         self._expiry_ms = int(core.settings.expiry_s * 1000)
         self._beat_s = core.settings.expiry_s / 3
@@ -97,6 +100,7 @@ class Listener:
     def forget(self) -> None:
         """In a forked child, which has no such thread, and none that could have the mutex."""
         self._link.drop()
+        self._asking.drop()
         self._mutex = threading.RLock()
         self._close()
 
@@ -148,6 +152,7 @@ class Listener:
                             return
         finally:
             self._link.drop()
+            self._asking.drop()
             # No fork in between: its child would take what is closed for its own, and close it.
             _forks.undisturbed(self._close)
 
@@ -196,6 +201,8 @@ class Listener:
             if core is not None:
                 core.child_is(client, int(data))
             return
+        # While it is guarded still: who leaves the queue meanwhile must know of it.
+        self._asking.await_end(client, min(LAST_WORDS_S, self._beat_s))
         _forks.undisturbed(self._let_go, end)
         if core is not None:
             core.child_ended(client, pid)

@@ -996,6 +996,13 @@ return {0}
 )
 """This client takes part no more. The last one of a queue that is over removes it."""
 
+SHOWN: Final = """
+local key = string.sub(KEYS[1], 1, -2)..'k:'..ARGV[1]
+if redis.call('EXISTS', key) == 1 then redis.call('HSET', key, 'c', ARGV[4]) end
+return 0
+"""
+"""The number that the server gave this client's connection; sent without waiting for a reply."""
+
 BLOCKED: Final = """
 local key = string.sub(KEYS[1], 1, -2)..'e:'..ARGV[4]
 if redis.call('HGET', key, 'o') == ARGV[1] then redis.call('HSET', key, 'b', ARGV[5]) end
