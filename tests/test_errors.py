@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import os
 import pickle
 import queue
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 import pytest
@@ -35,6 +37,7 @@ from iterable_queue import (
     RemoteTraceback,
     WouldDeadlock,
 )
+from iterable_queue.testing import FakeQueue
 
 OURS = [
     Done,
@@ -324,6 +327,37 @@ def test_a_producer_that_was_dropped_has_failed(iq: IterableQueue[Any]) -> None:
     (failure,) = caught.value.failures
     assert isinstance(failure, ProducerFailed)
     assert failure is caught.value.__cause__
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        IterableQueue[Any].threaded,
+        IterableQueue[Any],
+        partial(IterableQueue[Any], context=multiprocessing),
+        FakeQueue[Any],
+    ],
+    ids=["threads", "log", "context", "fake"],
+)
+@pytest.mark.parametrize("closed", [False, True])
+def test_consumers_that_can_never_come(
+    make: Callable[[], IterableQueue[Any]], closed: bool
+) -> None:
+    """Nobody has closed one, and to keep one open is no remedy: there never was any."""
+    queues = [make()]
+    out = queues[0].get_producer()
+    if closed:
+        queues[0].close()
+        out.put("a consumer may still come")
+    queues.clear()
+    text = (
+        r"^the queue, made at .*test_errors\.py:\d+, was dropped before it had a consumer, so none "
+        rf"can come, with {int(closed)} item\(s\) left.*; keep the queue in a variable"
+    )
+    for _ in range(2):
+        with pytest.raises(ConsumersGone, match=text):
+            out.put(1)
+    out.close()
 
 
 def test_consumers_gone(iq: IterableQueue[Any]) -> None:

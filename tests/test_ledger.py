@@ -60,6 +60,7 @@ from iterable_queue._cells import (
     MAX_DELIVERIES,
     MAXSIZE,
     NEXT,
+    NONE_EVER,
     NUMBER,
     NUMBERS,
     OWNER,
@@ -795,7 +796,7 @@ def test_the_process_with_the_one_handle_goes(desk: Desk) -> None:
     desk.close_queue()
     desk.ledger.release_process(1)
     assert desk.head[HANDLE] == 0
-    assert desk.head[EVER] == 1
+    assert desk.head[EVER] == NONE_EVER
     assert desk.head[STATE] == CLOSED | ABANDONED
     assert out.cell(MAKER) == 0
 
@@ -804,7 +805,7 @@ def test_the_process_with_the_one_handle_goes(desk: Desk) -> None:
 def test_the_one_handle_is_that_process_or_nobodys(desk: Desk, handle: int) -> None:
     desk.head[HANDLE] = handle
     desk.ledger.release_process(1)
-    assert desk.head[EVER] == (handle == 1)
+    assert desk.head[EVER] == (NONE_EVER if handle == 1 else 0)
 
 
 # Items
@@ -2522,6 +2523,15 @@ def test_mend_takes_a_take_back_once(desk: Desk) -> None:
     desk.ledger.lose(source.slot, 2)
     desk.ledger.mend()
     assert source.cell(IN_HAND) == 0
+
+
+def test_mend_leaves_it_that_none_can_come(desk: Desk) -> None:
+    desk.open(PRODUCER)
+    desk.close_queue()
+    desk.ledger.no_more_consumers()
+    desk.ledger.mend()
+    assert desk.head[EVER] == NONE_EVER
+    assert desk.head[STATE] == CLOSED | ABANDONED
 
 
 @pytest.mark.parametrize(("ever", "mended"), [(0, 2), (1, 2), (2, 2), (7, 7)])

@@ -116,6 +116,7 @@ from iterable_queue._cells import (
     MAKER,
     MAXSIZE,
     NEXT,
+    NONE_EVER,
     NUMBER,
     NUMBERS,
     OWNER,
@@ -645,10 +646,15 @@ class Ledger:
             )
             cancelled.__cause__ = reason
             return cancelled
+        left = f"{self.channel.size()} item(s) left and {self.head[PRODUCERS]} producer(s) open"
+        if self.head[EVER] == NONE_EVER:
+            return ConsumersGone(
+                f"the queue, made at {self.site()}, was dropped before it had a consumer, so none "
+                f"can come, with {left}; keep the queue in a variable until its consumers are made"
+            )
         return ConsumersGone(
-            "the queue is closed and no consumer is left, with "
-            f"{self.channel.size()} item(s) left and {self.head[PRODUCERS]} producer(s) open; keep "
-            "a consumer open until Done"
+            f"the queue is closed and no consumer is left, with {left}; keep a consumer open until "
+            "Done"
         )
 
     def failure(self) -> ProducerFailed:
@@ -839,9 +845,10 @@ class Ledger:
     def no_more_consumers(self) -> None:
         """The one handle is gone from which endpoints could have been made.
 
-        A queue that never had a consumer will never have one, as if its last one had gone.
+        A queue that never had a consumer will never have one, so it is abandoned once it is closed.
         """
-        self.head[EVER] += 1  # first: who dies between these does it again, by `release_process`
+        # First: who dies between these does it again, by `release_process`.
+        self.head[EVER] = self.head[EVER] or NONE_EVER
         self.head[HANDLE] = 0
         self.settle()
 
@@ -991,7 +998,8 @@ class Ledger:
         head[FREE_SLOT] = free
         head[PRODUCERS], head[CONSUMERS], head[WORKERS] = opened.values()
         head[BUSY] = busy
-        head[EVER] = max(head[EVER], head[CONSUMERS] + head[WORKERS])
+        if head[EVER] != NONE_EVER:
+            head[EVER] = max(head[EVER], head[CONSUMERS] + head[WORKERS])
         head[FAILED] = max(head[FAILED], self._runtime.errors.count())
         if head[STATE] & CANCELLED:
             self._drop_all()
