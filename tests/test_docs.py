@@ -176,13 +176,14 @@ def test_suites(tmp_path: Path) -> None:
                 if after and after.language == "console" and not after.before:
                     reports[name] = after.text.replace("test_docs.py", name)
     # Of what is asked of every queue, some: all of it is in `tests.test_conformance`.
-    command = ["-X", "dev", "-m", "pytest", "-W", "error", "-rA", "-p", "no:cacheprovider", "-k", "not test_my_queue or order"]
+    command = ["-m", "pytest", "-rA", "-p", "no:cacheprovider", "-k", "not test_my_queue or order"]
+    command = ["-X", "dev", *command, "-W", "error"]  # so a leak fails
     if not entry_points(group="pytest11", name="iterable_queue"):
         command += ["-p", "_iterable_queue_pytest"]
     done = run(sys.executable, *command, cwd=tmp_path, timeout=LIMIT_S)
     passed = set(re.findall(r"^PASSED (\w+\.py)", done.stdout, re.MULTILINE))
     assert {path.name for path in tmp_path.glob("test_*.py")} == passed | set(reports)
-    printed = re.sub(r"called at \S+/", "called at ", done.stdout)
+    printed = re.sub(r"(called|made) at \S+/", r"\1 at ", done.stdout)
     for name, report in reports.items():
         for line in filter(None, report.splitlines()):
             start, _, rest = line.partition("...")  # which stands for what differs

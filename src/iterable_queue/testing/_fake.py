@@ -86,6 +86,8 @@ class WouldBlock(AssertionError):
     changed nothing, but for the item that a `get` finished.
     """
 
+    __module__ = "iterable_queue.testing"
+
 
 class VirtualClock:
     """Time that passes only when somebody says so, or waits on a `FakeQueue` with a time-out.
