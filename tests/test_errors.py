@@ -426,3 +426,21 @@ def test_empty_and_full(iq: IterableQueue[Any]) -> None:
     out.put(1)
     with pytest.raises(queue.Full, match=r"holds 1 item\(s\), its maxsize"):
         out.put_nowait(2)
+
+
+def test_a_call_is_named_as_users_know_it(iq: IterableQueue[Any]) -> None:
+    with pytest.raises(TypeError, match=r"^Consumer\.get_many\(\) missing"):
+        iq.get_consumer().get_many()  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"^Producer\.put\(\) missing"):
+        iq.get_producer().put()  # type: ignore[call-arg]
+
+
+def test_a_worker_whose_item_another_task_has_finished(iq: IterableQueue[Any]) -> None:
+    worker = iq.get_worker()
+    worker.put(1)
+    iq.close()
+    worker.get()
+    with pytest.raises(Done):
+        worker.get()  # of another task of the same thread
+    with pytest.raises(ProducerClosed, match=r"share this worker, give each a clone\(\)"):
+        worker.put(2)

@@ -1360,6 +1360,16 @@ def test_a_failure_takes_the_place_of_done(desk: Desk) -> None:
     assert isinstance(desk.ledger.join_verdict(), ProducerFailed)
 
 
+def test_a_failure_that_is_passed_on_says_once_what_became_of_the_items(desk: Desk) -> None:
+    for error in (OSError("disk full"), KeyError("page")):
+        desk.open(PRODUCER).fail(error)
+    next_stage = Desk()
+    next_stage.open(PRODUCER).fail(desk.ledger.failure())
+    told = str(next_stage.ledger.failure())
+    assert told.startswith("a producer failed: OSError('disk full') (and 1 more, see .failures)")
+    assert told.count("what was put has been delivered") == 1
+
+
 def test_all_failures_are_told(desk: Desk) -> None:
     errors = [ProducerFailed("producer 1 was killed"), ValueError(), KeyError()]
     for error in errors:

@@ -169,6 +169,14 @@ R = TypeVar("R")
 LARGEST: Final = (1 << 63) - 1
 """The largest number that a cell holds."""
 
+NOT_ALL: Final = "; what was put has been delivered, but it is not all there should be"
+"""How the text of each `ProducerFailed` ends."""
+
+PUT_WHEN_DONE: Final = (
+    "the queue is done: a worker may put only while it is not; if several tasks or threads share "
+    "this worker, give each a clone(): what they have in hand keeps the queue from being done"
+)
+
 
 class IllegalTransition(RuntimeError):
     """A bug in this library: a transition that the state machine does not have."""
@@ -310,7 +318,7 @@ class Ledger:
                 raise self.refusal()
             if worker:
                 if self.drained():
-                    raise ProducerClosed("the queue is done: a worker may put only while it is not")
+                    raise ProducerClosed(PUT_WHEN_DONE)
                 flags = self.cells[slot * SLOT_SIZE + FLAGS]
                 if flags & UNASKED:
                     self.cells[slot * SLOT_SIZE + FLAGS] = flags | HAS_PUT
@@ -664,10 +672,11 @@ class Ledger:
         failures += (untold,) * (self.head[FAILED] - len(failures))
         first = failures[0] if failures else None
         more = f" (and {len(failures) - 1} more, see .failures)" if len(failures) > 1 else ""
-        text = str(first) if isinstance(first, ProducerFailed) else f"a producer failed: {first!r}"
-        error = ProducerFailed(
-            f"{text}{more}; what was put has been delivered, but it is not all there should be"
-        )
+        if isinstance(first, ProducerFailed):  # of this queue, or of another one: it was passed on
+            text = str(first).removesuffix(NOT_ALL)
+        else:
+            text = f"a producer failed: {first!r}"
+        error = ProducerFailed(f"{text}{more}{NOT_ALL}")
         error.failures = failures
         error.__cause__ = first
         return error

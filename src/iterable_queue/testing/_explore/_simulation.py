@@ -34,6 +34,8 @@ _running = threading.local()
 class Injected(Exception):
     """The error that `Simulation.may_fail` raises unless it is given another."""
 
+    __module__ = "iterable_queue.testing"
+
 
 def checkpoint(name: str = "") -> None:
     """One more point at which an exploration may switch to another actor.
