@@ -10,6 +10,7 @@ processes print.
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import runpy
 import sys
@@ -40,6 +41,8 @@ def run(program: Path) -> None:
 
 def main(folder: Path, names: list[str]) -> None:
     """Run all of them, each with files of its own for 1 and 2."""
+    # In development mode asyncio says what was slow, as anything is on a busy machine.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     for name in names:
         for stream, kind in ((1, "out"), (2, "err")):
             file = os.open(folder / f"{name}.{kind}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

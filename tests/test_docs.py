@@ -136,8 +136,11 @@ def test_programs(page: Path, tmp_path: Path) -> None:
         (tmp_path / program.name).write_text(program.block.text)
         runs[program.marked("on its own")].append(program.name)
     for names in [runs[False], *([name] for name in runs[True])]:
-        # -P: no module is looked for in the folder of the tests.
-        command = [sys.executable, "-P", str(RUNNER), str(tmp_path), *names]
+        # -P: no module is looked for in the folder of the tests. -X dev: what a program leaves
+        # open is told on its standard error; readers copy programs.
+        # A fork beside the feeder thread of a program before it is deprecated, and not the page's.
+        options = ["-X", "dev", "-W", "ignore::DeprecationWarning", "-P"]
+        command = [sys.executable, *options, str(RUNNER), str(tmp_path), *names]
         done = run(*command, cwd=tmp_path, timeout=LIMIT_S)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), names
     wrong = [report for program in ready if (report := difference(program, tmp_path))]
@@ -174,12 +177,13 @@ def test_suites(tmp_path: Path) -> None:
                     reports[name] = after.text.replace("test_docs.py", name)
     # Of what is asked of every queue, some: all of it is in `tests.test_conformance`.
     command = ["-m", "pytest", "-rA", "-p", "no:cacheprovider", "-k", "not test_my_queue or order"]
+    command = ["-X", "dev", *command, "-W", "error"]  # so a leak fails
     if not entry_points(group="pytest11", name="iterable_queue"):
         command += ["-p", "_iterable_queue_pytest"]
     done = run(sys.executable, *command, cwd=tmp_path, timeout=LIMIT_S)
     passed = set(re.findall(r"^PASSED (\w+\.py)", done.stdout, re.MULTILINE))
     assert {path.name for path in tmp_path.glob("test_*.py")} == passed | set(reports)
-    printed = re.sub(r"called at \S+/", "called at ", done.stdout)
+    printed = re.sub(r"(called|made) at \S+/", r"\1 at ", done.stdout)
     for name, report in reports.items():
         for line in filter(None, report.splitlines()):
             start, _, rest = line.partition("...")  # which stands for what differs

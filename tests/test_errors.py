@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import os
 import pickle
 import queue
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 import pytest
@@ -35,6 +37,7 @@ from iterable_queue import (
     RemoteTraceback,
     WouldDeadlock,
 )
+from iterable_queue.testing import FakeQueue
 
 OURS = [
     Done,
@@ -326,6 +329,37 @@ def test_a_producer_that_was_dropped_has_failed(iq: IterableQueue[Any]) -> None:
     assert failure is caught.value.__cause__
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        IterableQueue[Any].threaded,
+        IterableQueue[Any],
+        partial(IterableQueue[Any], context=multiprocessing),
+        FakeQueue[Any],
+    ],
+    ids=["threads", "log", "context", "fake"],
+)
+@pytest.mark.parametrize("closed", [False, True])
+def test_consumers_that_can_never_come(
+    make: Callable[[], IterableQueue[Any]], closed: bool
+) -> None:
+    """Nobody has closed one, and to keep one open is no remedy: there never was any."""
+    queues = [make()]
+    out = queues[0].get_producer()
+    if closed:
+        queues[0].close()
+        out.put("a consumer may still come")
+    queues.clear()
+    text = (
+        r"^the queue, made at .*test_errors\.py:\d+, was dropped before it had a consumer, so none "
+        rf"can come, with {int(closed)} item\(s\) left.*; keep the queue in a variable"
+    )
+    for _ in range(2):
+        with pytest.raises(ConsumersGone, match=text):
+            out.put(1)
+    out.close()
+
+
 def test_consumers_gone(iq: IterableQueue[Any]) -> None:
     out, source = iq.get_producer(), iq.get_consumer()
     out.put(1)
@@ -392,3 +426,21 @@ def test_empty_and_full(iq: IterableQueue[Any]) -> None:
     out.put(1)
     with pytest.raises(queue.Full, match=r"holds 1 item\(s\), its maxsize"):
         out.put_nowait(2)
+
+
+def test_a_call_is_named_as_users_know_it(iq: IterableQueue[Any]) -> None:
+    with pytest.raises(TypeError, match=r"^Consumer\.get_many\(\) missing"):
+        iq.get_consumer().get_many()  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"^Producer\.put\(\) missing"):
+        iq.get_producer().put()  # type: ignore[call-arg]
+
+
+def test_a_worker_whose_item_another_task_has_finished(iq: IterableQueue[Any]) -> None:
+    worker = iq.get_worker()
+    worker.put(1)
+    iq.close()
+    worker.get()
+    with pytest.raises(Done):
+        worker.get()  # of another task of the same thread
+    with pytest.raises(ProducerClosed, match=r"share this worker, give each a clone\(\)"):
+        worker.put(2)

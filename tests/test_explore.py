@@ -807,6 +807,22 @@ def test_a_scenario_that_waits_is_told_to_leave_that_to_an_actor() -> None:
     assert "the scenario itself waits for an item" in failure.reason
 
 
+def test_a_check_in_the_body_of_a_scenario_is_told_that_nobody_has_run() -> None:
+    def scenario(sim: Simulation) -> None:
+        iq: IterableQueue[int] = sim.queue()
+        with iq:
+            sim.spawn(produce, iq.get_producer(), 1)
+            taken: list[int] = []
+            sim.spawn(consume, iq.get_consumer(), taken)
+        assert taken == [1]
+
+    with pytest.raises(AssertionError) as caught:
+        explore(scenario)
+    [note] = caught.value.__notes__
+    assert "no actor has run yet" in note
+    assert "return a function" in note
+
+
 def test_what_the_scenario_raises_comes_out() -> None:
     def scenario(sim: Simulation) -> None:
         sim.spawn(print)

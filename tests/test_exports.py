@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -215,3 +216,13 @@ def test_every_type_is_known(verified: dict[str, Any]) -> None:
     ]
     assert not unknown, "\n".join(unknown)
     assert verified["completenessScore"] == 1
+
+
+def test_errors_are_called_by_the_name_by_which_one_imports_them() -> None:
+    for module in PUBLIC:
+        for name in module.__all__:
+            value = getattr(module, name)
+            if isinstance(value, type) and issubclass(value, BaseException):
+                standard = value.__module__ in ("queue", "_queue")
+                assert standard or value.__module__ == module.__name__, name
+                assert pickle.loads(pickle.dumps(value)) is value

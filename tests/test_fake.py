@@ -484,6 +484,13 @@ def test_the_clock_can_be_put_forward_and_shared() -> None:
     assert clock.now == 3.5
 
 
+def test_a_bound_is_not_taken_for_items() -> None:
+    with pytest.raises(
+        TypeError, match=r"items must be an iterable.*, not 10; a bound is maxsize=$"
+    ):
+        FakeQueue(10)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("clock", [5, 0, time.monotonic])
 def test_a_clock_must_be_a_virtual_one(clock: Any) -> None:
     with pytest.raises(TypeError, match="clock must be a VirtualClock, not"):

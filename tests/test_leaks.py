@@ -10,6 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -240,3 +241,41 @@ def test_a_program_in_development_mode(tmp_path: Any) -> None:
     ]
     assert "program.py:7: ResourceWarning: the queue was dropped" in ended.stderr
     assert ended.stderr.count("ResourceWarning") == 3
+
+
+def in_development_mode(program: str, folder: Path) -> tuple[str, int]:
+    """What *program* wrote to standard error, with warnings as errors, and its status."""
+    file = folder / "program.py"
+    file.write_text(program)
+    command = [sys.executable, "-X", "dev", "-W", "error", "-P", str(file)]
+    done = run(*command, cwd=folder, timeout=60)
+    return done.stderr, done.returncode
+
+
+CHECK = """
+import logging
+
+from iterable_queue import IterableQueue
+from iterable_queue.testing import check_queue
+
+logging.getLogger("asyncio").setLevel(logging.ERROR)  # which says what was slow
+check_queue(IterableQueue.threaded, fifo=True, deadline_s=40)
+"""
+
+
+@pytest.mark.time_limit(90)
+def test_checks_leave_no_leaks(tmp_path: Path) -> None:
+    """What a promise is done with is closed, and what it drops on purpose is no leak."""
+    assert in_development_mode(CHECK, tmp_path) == ("", 0)
+
+
+LATE = """
+import builtins
+from iterable_queue._leaks import _Leak
+
+builtins.kept = _Leak("the queue was dropped", "file.py:1")  # modules go before builtins do
+"""
+
+
+def test_at_the_very_end_nobody_is_told(tmp_path: Path) -> None:
+    assert in_development_mode(LATE, tmp_path) == ("", 0)

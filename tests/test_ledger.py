@@ -60,6 +60,7 @@ from iterable_queue._cells import (
     MAX_DELIVERIES,
     MAXSIZE,
     NEXT,
+    NONE_EVER,
     NUMBER,
     NUMBERS,
     OWNER,
@@ -795,7 +796,7 @@ def test_the_process_with_the_one_handle_goes(desk: Desk) -> None:
     desk.close_queue()
     desk.ledger.release_process(1)
     assert desk.head[HANDLE] == 0
-    assert desk.head[EVER] == 1
+    assert desk.head[EVER] == NONE_EVER
     assert desk.head[STATE] == CLOSED | ABANDONED
     assert out.cell(MAKER) == 0
 
@@ -804,7 +805,7 @@ def test_the_process_with_the_one_handle_goes(desk: Desk) -> None:
 def test_the_one_handle_is_that_process_or_nobodys(desk: Desk, handle: int) -> None:
     desk.head[HANDLE] = handle
     desk.ledger.release_process(1)
-    assert desk.head[EVER] == (handle == 1)
+    assert desk.head[EVER] == (NONE_EVER if handle == 1 else 0)
 
 
 # Items
@@ -1357,6 +1358,16 @@ def test_a_failure_takes_the_place_of_done(desk: Desk) -> None:
     assert desk.ledger.join_verdict() is False, "one item is in hand"
     source.get()
     assert isinstance(desk.ledger.join_verdict(), ProducerFailed)
+
+
+def test_a_failure_that_is_passed_on_says_once_what_became_of_the_items(desk: Desk) -> None:
+    for error in (OSError("disk full"), KeyError("page")):
+        desk.open(PRODUCER).fail(error)
+    next_stage = Desk()
+    next_stage.open(PRODUCER).fail(desk.ledger.failure())
+    told = str(next_stage.ledger.failure())
+    assert told.startswith("a producer failed: OSError('disk full') (and 1 more, see .failures)")
+    assert told.count("what was put has been delivered") == 1
 
 
 def test_all_failures_are_told(desk: Desk) -> None:
@@ -2522,6 +2533,15 @@ def test_mend_takes_a_take_back_once(desk: Desk) -> None:
     desk.ledger.lose(source.slot, 2)
     desk.ledger.mend()
     assert source.cell(IN_HAND) == 0
+
+
+def test_mend_leaves_it_that_none_can_come(desk: Desk) -> None:
+    desk.open(PRODUCER)
+    desk.close_queue()
+    desk.ledger.no_more_consumers()
+    desk.ledger.mend()
+    assert desk.head[EVER] == NONE_EVER
+    assert desk.head[STATE] == CLOSED | ABANDONED
 
 
 @pytest.mark.parametrize(("ever", "mended"), [(0, 2), (1, 2), (2, 2), (7, 7)])

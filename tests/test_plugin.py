@@ -430,21 +430,25 @@ def test_a_marker_may_give_the_seed_itself(pytester: pytest.Pytester, run: Run) 
 # Failures
 
 
-def test_a_failure_begins_with_the_command_to_paste(pytester: pytest.Pytester, run: Run) -> None:
+def test_a_failure_says_why_and_has_the_command_to_paste(
+    pytester: pytest.Pytester, run: Run
+) -> None:
     pytester.makepyfile(test_a=FAILING)
     result = run("--iq-schedules=5")
     result.assert_outcomes(failed=1)
     lines = result.stdout.lines
     at = next(n for n, line in enumerate(lines) if line.startswith("____"))
-    assert lines[at + 1] == "python -m pytest test_a.py::test_it --iq-replay=v1:1"
+    assert lines[at + 1].startswith("AssertionError('the second one")
+    assert "('schedules', 5)" in lines[at + 1]
     assert lines[at + 2] == ""
-    assert lines[at + 3].startswith("AssertionError('the second one")
-    assert "('schedules', 5)" in lines[at + 3]
+    assert lines[at + 3] == "python -m pytest test_a.py::test_it --iq-replay=v1:1"
     assert "_plugin" not in result.stdout.str(), "no traceback of how explore was called"
     assert any(
-        line.startswith("FAILED test_a.py::test_it - AssertionError: python -m pytest test_a.py")
+        line.startswith(
+            "FAILED test_a.py::test_it - AssertionError: AssertionError('the second one"
+        )
         for line in lines
-    ), "the summary has it too"
+    ), "the summary says why"
 
 
 def test_the_command_runs_the_schedule_again_wherever_pytest_was_started(
@@ -489,7 +493,7 @@ def test_a_failure_is_whole_under_xdist(pytester: pytest.Pytester, run_apart: Ru
     result = run_apart("-n", "2")
     result.assert_outcomes(failed=1, passed=1)
     result.stdout.fnmatch_lines(
-        ["python -m pytest test_a.py::test_it --iq-replay=v1:1", "", "AssertionError('the second*"]
+        ["AssertionError('the second*", "", "python -m pytest test_a.py::test_it --iq-replay=v1:1"]
     )
 
 
@@ -557,11 +561,11 @@ def test_what_is_explored_is_shown_and_can_be_replayed(
     result.assert_outcomes(failed=1, passed=1)
     result.stdout.re_match_lines(
         [
-            r"python -m pytest test_a\.py::test_it --iq-replay=iq1-\S+$",
-            r"$",
             r"deadlock: nobody can go on",
             r"  consume waits for an item in get, called at .*test_a\.py:9",
             r".*1 producer\(s\) are open",
+            r"python -m pytest test_a\.py::test_it --iq-replay=iq1-\S+$",
+            r"$",
             r" +produce +consume",
             r"1 +put 1",
         ]

@@ -23,7 +23,7 @@ PRODUCERS: Final = 9  # open producers
 CONSUMERS: Final = 10  # open consumers
 WORKERS: Final = 11  # open workers
 BUSY: Final = 12  # reasons for which a worker counts as an open producer
-EVER: Final = 13  # consumers and workers ever opened
+EVER: Final = 13  # consumers and workers ever opened; NONE_EVER: none, and none can come
 FAILED: Final = 14  # failures recorded
 NUMBERS: Final = 15  # the last number given to an endpoint
 HIGHEST: Final = 16  # the highest value of queued
@@ -53,6 +53,7 @@ LAYOUT_OF_THIS: Final = int.from_bytes(b"iterq\0\1", "big")
 CLOSED: Final = 1
 CANCELLED: Final = 2
 ABANDONED: Final = 4
+NONE_EVER: Final = -1
 BROKEN: Final = 8
 
 # The cells of a slot.

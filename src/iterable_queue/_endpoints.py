@@ -19,7 +19,7 @@ from os import sched_yield
 from queue import Empty, Full, SimpleQueue
 from threading import get_ident
 from time import monotonic_ns
-from types import FrameType, TracebackType
+from types import FrameType, FunctionType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Self, TypeVar, cast
 
 from iterable_queue import _cells as cells_
@@ -410,6 +410,22 @@ class Endpoint:
         return f"<{self._name}{whose}, open{f', {waiting} waiting' if waiting else ''}>"
 
 
+E = TypeVar("E", bound=Endpoint)
+
+
+def _known_as(protocol: str) -> Callable[[type[E]], type[E]]:
+    """Have the calls of a class say in errors, of a missing argument say, what users know."""
+
+    def name(cls: type[E]) -> type[E]:
+        for member in vars(cls).values():
+            if isinstance(member, FunctionType):
+                member.__qualname__ = f"{protocol}.{member.__name__}"
+        return cls
+
+    return name
+
+
+@_known_as("Producer")
 class _Putting(Endpoint, Generic[T]):
     """`put` and its kin, for producers and workers."""
 
@@ -825,6 +841,7 @@ class ProducerEndpoint(_Putting[T]):
             self.fail(exc)
 
 
+@_known_as("Consumer")
 class _Getting(Endpoint, Generic[T]):
     """`get` and its kin, for consumers and workers."""
 

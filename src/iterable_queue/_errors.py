@@ -65,7 +65,7 @@ class ProducerFailed(IterableQueueError):
 
 
 class ConsumersGone(IterableQueueError):
-    """Nobody will take what is put: the queue is closed and no consumer is left."""
+    """Nobody will take what is put: the queue is closed, and no consumer is left or can come."""
 
 
 class Cancelled(IterableQueueError):

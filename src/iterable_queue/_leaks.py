@@ -37,6 +37,8 @@ class _Leak:
         self._site = site
 
     def __del__(self) -> None:
+        if sys.is_finalizing():
+            return  # nothing can be imported any more, and nobody is left to be told
         import warnings
 
         file, _, line = self._site.rpartition(":")
@@ -60,7 +62,7 @@ class Leaks:
     def tell_after_drop(self) -> None:
         """Called by the same `__del__`, afterwards."""
         if self._untold and not _is_inside(sys._getframe(2)):  # pyright: ignore[reportPrivateUsage]
-            self._tell()
+            self.tell_now()
 
     def tell(self) -> None:
         """Called by what users call, without the lock."""
@@ -68,7 +70,7 @@ class Leaks:
         while self._untold and frame is not None and is_ours(frame):
             frame = frame.f_back
         if not _is_inside(frame):
-            self._tell()
+            self.tell_now()
 
     def left_open(self, core: Core) -> None:
         """Called when the process ends, before it leaves the queue."""
@@ -79,7 +81,8 @@ class Leaks:
                 if leak is not None:
                     self._untold.append(leak)
 
-    def _tell(self) -> None:
+    def tell_now(self) -> None:
+        """Issue the warnings: for who knows that no caller's lock is held."""
         while self._untold:
             self._untold.popleft()
 

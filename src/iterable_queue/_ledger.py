@@ -116,6 +116,7 @@ from iterable_queue._cells import (
     MAKER,
     MAXSIZE,
     NEXT,
+    NONE_EVER,
     NUMBER,
     NUMBERS,
     OWNER,
@@ -167,6 +168,14 @@ R = TypeVar("R")
 
 LARGEST: Final = (1 << 63) - 1
 """The largest number that a cell holds."""
+
+NOT_ALL: Final = "; what was put has been delivered, but it is not all there should be"
+"""How the text of each `ProducerFailed` ends."""
+
+PUT_WHEN_DONE: Final = (
+    "the queue is done: a worker may put only while it is not; if several tasks or threads share "
+    "this worker, give each a clone(): what they have in hand keeps the queue from being done"
+)
 
 
 class IllegalTransition(RuntimeError):
@@ -309,7 +318,7 @@ class Ledger:
                 raise self.refusal()
             if worker:
                 if self.drained():
-                    raise ProducerClosed("the queue is done: a worker may put only while it is not")
+                    raise ProducerClosed(PUT_WHEN_DONE)
                 flags = self.cells[slot * SLOT_SIZE + FLAGS]
                 if flags & UNASKED:
                     self.cells[slot * SLOT_SIZE + FLAGS] = flags | HAS_PUT
@@ -645,10 +654,15 @@ class Ledger:
             )
             cancelled.__cause__ = reason
             return cancelled
+        left = f"{self.channel.size()} item(s) left and {self.head[PRODUCERS]} producer(s) open"
+        if self.head[EVER] == NONE_EVER:
+            return ConsumersGone(
+                f"the queue, made at {self.site()}, was dropped before it had a consumer, so none "
+                f"can come, with {left}; keep the queue in a variable until its consumers are made"
+            )
         return ConsumersGone(
-            "the queue is closed and no consumer is left, with "
-            f"{self.channel.size()} item(s) left and {self.head[PRODUCERS]} producer(s) open; keep "
-            "a consumer open until Done"
+            f"the queue is closed and no consumer is left, with {left}; keep a consumer open until "
+            "Done"
         )
 
     def failure(self) -> ProducerFailed:
@@ -658,10 +672,11 @@ class Ledger:
         failures += (untold,) * (self.head[FAILED] - len(failures))
         first = failures[0] if failures else None
         more = f" (and {len(failures) - 1} more, see .failures)" if len(failures) > 1 else ""
-        text = str(first) if isinstance(first, ProducerFailed) else f"a producer failed: {first!r}"
-        error = ProducerFailed(
-            f"{text}{more}; what was put has been delivered, but it is not all there should be"
-        )
+        if isinstance(first, ProducerFailed):  # of this queue, or of another one: it was passed on
+            text = str(first).removesuffix(NOT_ALL)
+        else:
+            text = f"a producer failed: {first!r}"
+        error = ProducerFailed(f"{text}{more}{NOT_ALL}")
         error.failures = failures
         error.__cause__ = first
         return error
@@ -839,9 +854,10 @@ class Ledger:
     def no_more_consumers(self) -> None:
         """The one handle is gone from which endpoints could have been made.
 
-        A queue that never had a consumer will never have one, as if its last one had gone.
+        A queue that never had a consumer will never have one, so it is abandoned once it is closed.
         """
-        self.head[EVER] += 1  # first: who dies between these does it again, by `release_process`
+        # First: who dies between these does it again, by `release_process`.
+        self.head[EVER] = self.head[EVER] or NONE_EVER
         self.head[HANDLE] = 0
         self.settle()
 
@@ -991,7 +1007,8 @@ class Ledger:
         head[FREE_SLOT] = free
         head[PRODUCERS], head[CONSUMERS], head[WORKERS] = opened.values()
         head[BUSY] = busy
-        head[EVER] = max(head[EVER], head[CONSUMERS] + head[WORKERS])
+        if head[EVER] != NONE_EVER:
+            head[EVER] = max(head[EVER], head[CONSUMERS] + head[WORKERS])
         head[FAILED] = max(head[FAILED], self._runtime.errors.count())
         if head[STATE] & CANCELLED:
             self._drop_all()

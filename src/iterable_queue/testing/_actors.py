@@ -12,6 +12,7 @@ import pickle
 import signal
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, NoReturn
 
@@ -108,6 +109,12 @@ def perform(role: Role, function: Callable[..., object], *args: Any) -> None:
             role.end(value, None, "")
     except FileNotFoundError:
         pass  # the board has gone: nobody wants to know any more
+
+
+def alone(target: Callable[..., object], *args: Any) -> None:
+    """The target of each process: *target*, which may leave its endpoints open on purpose."""
+    warnings.simplefilter("ignore", ResourceWarning)
+    target(*args)
 
 
 # Producing

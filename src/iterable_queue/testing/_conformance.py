@@ -169,6 +169,8 @@ class ConformanceError(AssertionError):
         report: what became of all promises, of those that were kept too.
     """
 
+    __module__ = "iterable_queue.testing"
+
     def __init__(self, report: Report) -> None:
         super().__init__(report)
         self.report = report

@@ -86,6 +86,8 @@ class WouldBlock(AssertionError):
     changed nothing, but for the item that a `get` finished.
     """
 
+    __module__ = "iterable_queue.testing"
+
 
 class VirtualClock:
     """Time that passes only when somebody says so, or waits on a `FakeQueue` with a time-out.
@@ -448,6 +450,14 @@ def _help(endpoint: _endpoints.Endpoint | None) -> str:
     return "take an item" if endpoint.kind == PRODUCER else "put an item or close what is open"
 
 
+def _check_items(items: object) -> None:
+    if items is not None and not hasattr(items, "__iter__") and not hasattr(items, "__getitem__"):
+        raise TypeError(
+            f"items must be an iterable, of what is put on the queue, not {items!r}; a bound is "
+            "maxsize="
+        )
+
+
 def _check_clock(clock: object) -> None:
     if clock is not None and not isinstance(clock, VirtualClock):
         raise TypeError(f"clock must be a VirtualClock, not {clock!r}")
@@ -538,6 +548,7 @@ class FakeQueue(IterableQueue[T]):
     ) -> None:
         deliveries = check_options(maxsize, on_failure, redeliver, max_deliveries)
         check_bool(pickled, "pickled")
+        _check_items(items)
         _check_clock(clock)
         core = _fake_core(
             queues.Queue(),

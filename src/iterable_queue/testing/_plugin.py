@@ -149,7 +149,11 @@ def _show_failure(item: pytest.Item, error: BaseException, report: pytest.TestRe
     if isinstance(error, ScheduleFailure):
         # The last paragraph is how to replay it without pytest.
         told = str(error).rpartition("\n\nto run it again: explore(")[0] or str(error)
-        text = f"{command(item.config, item.nodeid, error.replay)}\n\n{told}"
+        # Its first paragraph says what went wrong, and the summary shows the first line.
+        reason, _, rest = told.partition("\n\n")
+        text = "\n\n".join(
+            part for part in (reason, command(item.config, item.nodeid, error.replay), rest) if part
+        )
         shown = AssertionError(text).with_traceback(error.__traceback__)
     elif not isinstance(error, (Nondeterministic, NothingInterleaved, ReplayError)):
         return

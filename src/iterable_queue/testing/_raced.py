@@ -50,6 +50,8 @@ SHOWN: Final = 40
 class RaceError(AssertionError):
     """A race did not go as the test has ordered it. The text says who waited for what."""
 
+    __module__ = "iterable_queue.testing"
+
 
 class Watcher:
     """Turns what is made while races are on. It travels to other processes as a pickle.

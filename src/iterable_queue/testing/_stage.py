@@ -21,6 +21,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar
 
 from iterable_queue.testing import _actors
@@ -283,6 +284,18 @@ def starting() -> Generator[None]:
         yield
 
 
+@contextmanager
+def dropping() -> Generator[None]:
+    """For what drops endpoints or queues while they are open: on purpose, so that is no leak."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+        gc.collect()
+        leaks = sys.modules.get("iterable_queue._leaks")
+        if leaks is not None:  # a check is a call of this package: they would be told after it
+            leaks.LEAKS.tell_now()
+
+
 class Bounds(NamedTuple):
     """Within which promises are checked: the arguments of these names."""
 
@@ -340,6 +353,8 @@ class Stage:
         self._actors: list[Actor] = []
         self._kept: list[QueueLike] = []
         self._made: list[tuple[Any, ...]] = []
+        self._frames: list[FrameType] = []
+        self._handed: list[tuple[Any, ...]] = []
 
     # Queues
 
@@ -347,6 +362,7 @@ class Stage:
         """A new queue to be checked."""
         queue: QueueLike = self._call(**kwargs)
         self._queues.append(_reference(queue))
+        self._keep_caller(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
         return queue
 
     def make_endpoint(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
@@ -357,7 +373,17 @@ class Stage:
         made = self._call(*args, **kwargs)
         parts: tuple[Any, ...] = made if isinstance(made, tuple) else (made,)  # pyright: ignore[reportUnknownVariableType]
         self._made.append(parts)
+        self._keep_caller(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
         return parts
+
+    def _keep_caller(self, frame: FrameType) -> None:
+        """Have what a promise's function still names outlive it, until `give_up` has been called.
+
+        Else it would be dropped open when that returns, which are leaks in development mode. What
+        the function itself drops is dropped there. The same goes for what threads were handed.
+        """
+        if frame not in self._frames:
+            self._frames.append(frame)
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -394,6 +420,7 @@ class Stage:
         if not self._threads:
             raise NotApplicable("needs a second thread")
         role = self._role(function)
+        self._handed.append(args)
         thread = threading.Thread(
             target=_actors.perform, args=(role, function, *args), name=role.name, daemon=True
         )
@@ -416,7 +443,8 @@ class Stage:
         """Start a process with *target* as its own."""
         if self.context is None:
             raise NotApplicable("needs processes=")
-        process: ProcessLike = self.member("Process")(target=target, args=args)
+        actor = (target, *args)
+        process: ProcessLike = self.member("Process")(target=_actors.alone, args=actor)
         with starting():
             process.start()
         self._actors.append(Actor(role, process, process))
@@ -489,7 +517,7 @@ class Stage:
         return "\n".join(said)
 
     def give_up(self) -> None:
-        """Wake whatever still waits on the queues and endpoints."""
+        """Cancel the queues and close the endpoints, which wakes whatever still waits on them."""
 
         def cancel() -> None:
             for queue in self.queues():
@@ -519,6 +547,8 @@ class Stage:
         self._actors.clear()
         self._kept.clear()
         self._made.clear()
+        self._frames.clear()
+        self._handed.clear()
         return [what for what in left if what is not None]
 
     def pool_ended(self) -> None:
@@ -565,8 +595,8 @@ def run(
                 detail = f"it did not end within {deadline_s:g} s\n{_where(thread)}"
                 outcome, detail = "failed", f"{detail}\n{stage.explain()}"
         finally:
-            if outcome_is_bad := not ended or ended[0][0] == "failed":
-                stage.give_up()
+            stage.give_up()
+            outcome_is_bad = not ended or ended[0][0] == "failed"
             left = stage.clear()
             thread.join(_GRACE_S)
             if outcome_is_bad:

@@ -15,6 +15,8 @@ class ScheduleFailure(AssertionError):
         preemptions: how many the schedule has.
     """
 
+    __module__ = "iterable_queue.testing"
+
     def __init__(self, text: str, reason: str, table: str, replay: str, preemptions: int) -> None:
         super().__init__(text)
         self.reason = reason
@@ -33,6 +35,8 @@ class Nondeterministic(Exception):
     A search can't go back to a state then, and no failure can be replayed.
     """
 
+    __module__ = "iterable_queue.testing"
+
 
 LOOK_FOR = (
     "Look for real time, unseeded random numbers, the order of sets, and state that outlives one "
@@ -44,6 +48,10 @@ LOOK_FOR = (
 class NothingInterleaved(Exception):
     """At no time could more than one actor go on, so nothing was explored."""
 
+    __module__ = "iterable_queue.testing"
+
 
 class ReplayError(ValueError):
     """A replay string that can't be read, or does not fit the scenario any more."""
+
+    __module__ = "iterable_queue.testing"

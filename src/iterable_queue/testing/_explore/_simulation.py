@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from types import CoroutineType, GeneratorType
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Final, Literal, TypeVar, cast
 
 from iterable_queue._cells import FLAGS, HANDLE, KIND_NAMES, QUEUE, SLOT_SIZE, USED
 from iterable_queue._core import check_bool, check_callable, check_exception, check_options
@@ -33,6 +33,8 @@ _running = threading.local()
 
 class Injected(Exception):
     """The error that `Simulation.may_fail` raises unless it is given another."""
+
+    __module__ = "iterable_queue.testing"
 
 
 def checkpoint(name: str = "") -> None:
@@ -296,6 +298,23 @@ def _leave(actor: Actor, how: str, cause: BaseException | None) -> None:
 Scenario = Callable[[Simulation], Callable[[], object] | None]
 
 
+NOT_YET: Final = (
+    "This came out of the scenario itself, and no actor has run yet: they do when it has returned. "
+    "To check what they have done, have it return a function that does"
+)
+
+
+def _set_up(
+    scenario: Scenario, simulation: Simulation, schedule: Schedule
+) -> Callable[[], object] | None:
+    try:
+        return scenario(simulation)
+    except Exception as error:
+        if schedule.actors and schedule.problem is None:
+            error.add_note(NOT_YET)
+        raise
+
+
 def run_once(
     scenario: Scenario,
     chooser: Chooser,
@@ -318,7 +337,7 @@ def run_once(
     simulation = Simulation(schedule, locks)
     try:
         try:
-            check = scenario(simulation)
+            check = _set_up(scenario, simulation, schedule)
             _check_result(check)
         except BaseException:
             if schedule.problem is not None:

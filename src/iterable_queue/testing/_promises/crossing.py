@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import pickle
 import time
 from queue import Empty
@@ -15,6 +14,7 @@ from iterable_queue.testing._stage import (
     DEATH_S,
     NotApplicable,
     Stage,
+    dropping,
     holds,
     promise_between_processes,
     raises,
@@ -348,8 +348,8 @@ def a_pickled_queue_is_not_closed_by_being_dropped(stage: Stage) -> None:
     iq = stage.make()
     source = iq.get_consumer()
     data = pickle.dumps(iq)
-    del iq
-    gc.collect()
+    with dropping():
+        del iq
     raises(Empty, source.get_nowait)
     again: QueueLike = pickle.loads(data)
     with again.get_producer() as out:

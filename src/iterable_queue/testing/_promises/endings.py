@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from itertools import permutations
 from queue import Empty, Full
 
@@ -16,7 +15,7 @@ from iterable_queue._errors import (
 )
 from iterable_queue.testing import _actors
 from iterable_queue.testing._conformance import QueueLike
-from iterable_queue.testing._stage import Stage, holds, promise, raises, same, same_items
+from iterable_queue.testing._stage import Stage, dropping, holds, promise, raises, same, same_items
 
 
 @promise
@@ -213,8 +212,8 @@ def dropping_the_queue_closes_it(stage: Stage) -> None:
     iq = stage.make()
     out, source = iq.get_producer(), iq.get_consumer()
     out.put(1)
-    del iq
-    gc.collect()
+    with dropping():
+        del iq
     out.close()
     same(list(source), [1], "the items taken")
 
@@ -223,8 +222,8 @@ def dropping_the_queue_closes_it(stage: Stage) -> None:
 def cancel_wakes_everybody(stage: Stage) -> None:
     """cancel(error): every blocked call, in every process, raises Cancelled from that error."""
     empty, full = stage.make(), stage.make(maxsize=1)
-    full.get_producer().put("item")
-    keep = [empty.get_producer()]
+    keep = [empty.get_producer(), full.get_producer()]
+    keep[1].put("item")
     takers = [stage.start(_actors.take_one, empty.get_consumer()) for _ in range(2)]
     putter = stage.start(_actors.put_one, full.get_producer(), "more")
     joiner = stage.thread(_actors.join, full)
@@ -261,7 +260,8 @@ def cancel_stops_what_comes_later(stage: Stage) -> None:
     source = other.get_consumer()
     other.cancel()
     same(raises(Cancelled, source.get).__cause__, None, "the cause where nobody said why")
-    raises(TypeError, stage.make().cancel, "no exception")
+    other = stage.make()
+    raises(TypeError, other.cancel, "no exception")
 
 
 @promise

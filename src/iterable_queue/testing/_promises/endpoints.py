@@ -12,6 +12,7 @@ from iterable_queue.testing import _actors
 from iterable_queue.testing._stage import (
     NotApplicable,
     Stage,
+    dropping,
     holds,
     promise,
     raises,
@@ -55,6 +56,8 @@ def a_closed_consumer_refuses(stage: Stage) -> None:
         for call in (source.get, source.get_nowait, source.__next__, source.clone):
             raises(ConsumerClosed, call)
         raises(ConsumerClosed, source.get_many, 1)
+        for end in (out, other, iq):
+            end.close()
 
 
 @promise
@@ -139,8 +142,8 @@ def a_dropped_endpoint_that_was_not_used_is_closed(stage: Stage) -> None:
     iq = stage.make()
     source = iq.get_consumer()
     ends = [iq.get_producer(), iq.get_consumer(), iq.get_worker()]
-    ends.clear()
-    gc.collect()
+    with dropping():
+        ends.clear()
     now = iq.statistics()
     seen = (now.open_producers, now.open_consumers, now.open_workers)
     same(seen, (0, 1, 0), "the open producers, consumers and workers")
@@ -155,8 +158,8 @@ def a_dropped_consumer_is_closed(stage: Stage) -> None:
     out, source, other = iq.get_producer(), iq.get_consumer(), iq.get_consumer()
     out.put_many(range(10))
     same(source.get(), 0, "the item taken")
-    del source
-    gc.collect()
+    with dropping():
+        del source
     same(iq.statistics().open_consumers, 1, "the open consumers")
     out.close()
     iq.close()

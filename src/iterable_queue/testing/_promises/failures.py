@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 import traceback
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from iterable_queue.testing._stage import (
     DEATH_S,
     Actor,
     Stage,
+    dropping,
     holds,
     promise,
     promise_between_processes,
@@ -53,6 +53,7 @@ def fail_replaces_done(stage: Stage) -> None:
     out.fail(LookupError("why"))
     same(out.closed, True, "closed after fail()")
     raises(ProducerClosed, out.put, 2)
+    raises(TypeError, other.fail, "no exception")
     other.put(3)
     same([source.get(), source.get()], [1, 3], "the items put before and by others")
     other.close()
@@ -60,7 +61,6 @@ def fail_replaces_done(stage: Stage) -> None:
     _has_failed(iq, source, "LookupError('why')")
     same(iq.statistics().failures, 1, "statistics().failures")
     out.close()
-    raises(TypeError, stage.make().get_producer().fail, "no exception")
 
 
 @promise
@@ -122,8 +122,8 @@ def a_dropped_producer_has_failed(stage: Stage) -> None:
     iq = stage.make()
     out, source = iq.get_producer(), iq.get_consumer()
     out.put(1)
-    del out
-    gc.collect()
+    with dropping():
+        del out
     iq.close()
     same(source.get(), 1, "the item put before")
     _has_failed(iq, source)

@@ -84,6 +84,8 @@ def without_maxsize_there_is_always_room(stage: Stage) -> None:
             out.put_nowait(n)
         same((iq.full(), out.full()), (False, False), "full() with 3,000 items")
         same(iq.qsize(), 3000, "qsize()")
+        out.close()
+        iq.close()
 
 
 @promise

@@ -194,7 +194,7 @@ def _pickled(error: E) -> E:
 @promise
 def a_wrong_maxsize_raises_at_once(stage: Stage) -> None:
     """A maxsize that is no int raises TypeError at once, and names the argument."""
-    stage.make(maxsize=1)
+    stage.make(maxsize=1).close()
     for maxsize in ("3", 2.5, None):
         error = raises(TypeError, stage.maker, maxsize=maxsize)
         holds("maxsize" in str(error), f"the text names maxsize: {error}")
@@ -203,6 +203,6 @@ def a_wrong_maxsize_raises_at_once(stage: Stage) -> None:
 @promise
 def a_wrong_on_failure_raises_at_once(stage: Stage) -> None:
     """An on_failure that there isn't raises ValueError at once, and names the argument."""
-    stage.make(on_failure="raise")
+    stage.make(on_failure="raise").close()
     error = raises(ValueError, stage.maker, on_failure="explode")
     holds("on_failure" in str(error), f"the text names on_failure: {error}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
 from queue import Empty
 from typing import Any
@@ -19,6 +18,7 @@ from iterable_queue.testing import _actors
 from iterable_queue.testing._stage import (
     DEATH_S,
     Stage,
+    dropping,
     holds,
     promise,
     promise_between_processes,
@@ -187,8 +187,8 @@ def a_worker_dropped_in_the_middle_of_an_item_has_failed(stage: Stage) -> None:
         same(worker.get(), 1, "the item taken")
         if finished:
             raises(Empty, worker.get_nowait)
-        del worker
-        gc.collect()
+        with dropping():
+            del worker
         out.close()
         iq.close()
         raises(Done if finished else ProducerFailed, source.get)
