@@ -1150,20 +1150,21 @@ def test_who_connects_by_a_name_shares_a_fake(monkeypatch: pytest.MonkeyPatch) -
 
 def test_fakes_by_name_take_the_arguments_of_connect() -> None:
     fakes = FakeQueues(VirtualClock())
+    connect: Any = partial(fakes.connect, "redis://nowhere", name="q")
     real, fake = map(inspect.signature, (IterableQueue[Any].connect, fakes.connect))
     assert list(fake.parameters.values()) == list(real.parameters.values())
-    made = fakes.connect("redis://nowhere", name="q", maxsize=2, max_deliveries=2, sign="key")
+    made = connect(maxsize=2, max_deliveries=2, sign="key")
     for same in ({}, {"maxsize": 2}, {"on_failure": "raise"}, {"max_deliveries": 2}):
-        assert fakes.connect("redis://nowhere", name="q", sign="key", **same) is made
+        assert connect(sign="key", **same) is made
     for option, other in {"maxsize": 3, "on_failure": "cancel", "redeliver": False}.items():
         with pytest.raises(ValueError, match=f"^{option}: the queue 'q' exists already, with "):
-            fakes.connect("redis://nowhere", name="q", sign="key", **{option: other})  # type: ignore[arg-type]
+            connect(sign="key", **{option: other})
     with pytest.raises(ValueError, match=r"^serializer: .*, with pickle\+signed"):
-        fakes.connect("redis://nowhere", name="q")
+        connect()
     with pytest.raises(ValueError, match="expiry_s must be"):
-        fakes.connect("redis://nowhere", name="q", expiry_s=math.inf)
+        connect(expiry_s=math.inf)
     with pytest.raises(TypeError, match="server must be a function"):
-        fakes.connect(3, name="q")  # type: ignore[arg-type]
+        fakes.connect(cast("Any", 3), name="q")
     made.get_producer().put_many([1, 2])
     with pytest.raises(WouldBlock):
         made.get_producer().put(3)

@@ -786,17 +786,18 @@ def test_a_recall_that_is_not_answered_loses_nothing(
     far = server.connect(name="q", expiry_s=60.0)
     out, source, rest = far.get_producer(), iq.get_consumer(), far.get_consumer()
     out.put_many(range(20_000))
-    got: list[int] = []
-    hand: Any = None
-    while hand is None or hand.own.claim.permits < 4:
+    got = [source.get()]
+    endpoint: Any = source
+    hand: Any = next(iter(endpoint._hands.values()))
+    core: Any = iq._core
+    while hand.own.claim.permits < 4:
         got.append(source.get())
-        hand = next(iter(source._hands.values()))  # type: ignore[attr-defined]
-    claim, core = hand.own.claim, iq._core
+    claim: Any = hand.own.claim
     claimed = claim.permits
     is_request = what == "request"
     proxy.cut(request=0 if is_request else -1, answer=-1 if is_request else 0, refuse=True)
     with core.runtime.lock:
-        core.was_told(["c", *claim.hand.split(":"), str(claim.call)])  # type: ignore[attr-defined]
+        core.was_told(["c", *claim.hand.split(":"), str(claim.call)])
     assert proxy.cuts == 1
     proxy.refuse(False)
     if then == "get":

@@ -6,7 +6,7 @@ Plain values, and none of them a connection: an `Address` goes with each pickle 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from iterable_queue._core import check_callable, check_options, check_seconds
 
@@ -125,9 +125,10 @@ def _checked(name: object) -> str:
 def _check_serializer(serializer: Any) -> None:
     if serializer is None:
         return
-    if not isinstance(serializer, tuple) or len(serializer) != 2:
-        raise TypeError(f"serializer must be two functions, (dumps, loads), not {serializer!r}")
-    for function in serializer:
+    functions = cast("tuple[object, ...]", serializer)
+    if not isinstance(serializer, tuple) or len(functions) != 2:
+        raise TypeError(f"serializer must be two functions, (dumps, loads), not {functions!r}")
+    for function in functions:
         check_callable(function, "serializer")
 
 
