@@ -1163,7 +1163,7 @@ def test_fakes_by_name_take_the_arguments_of_connect() -> None:
         connect()
     with pytest.raises(ValueError, match="expiry_s must be"):
         connect(expiry_s=math.inf)
-    with pytest.raises(TypeError, match="server must be a function"):
+    with pytest.raises(TypeError, match="server must be a URL, or a function"):
         fakes.connect(cast("Any", 3), name="q")
     made.get_producer().put_many([1, 2])
     with pytest.raises(WouldBlock):

@@ -677,8 +677,8 @@ def test_keys_must_be_the_same(server: Server) -> None:
         timeout=60,
         check=False,
     )
-    assert "ValueError: serializer: the queue 'signed'" in done.stderr
-    assert "with pickle+signed" in done.stderr
+    assert "ValueError: serializer, sign: the items of the queue 'signed'" in done.stderr
+    assert "are pickle+signed" in done.stderr
     iq.cancel()
 
 
