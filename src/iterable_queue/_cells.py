@@ -46,15 +46,17 @@ LOOP_END: Final = 35  # likewise, of those in WAIT_END
 CHANNEL: Final = 36  # from here on the cells are the channel's
 HEAD_SIZE: Final = 64
 
-LAYOUT_OF_THIS: Final = int.from_bytes(b"iterq\0\1", "big")
+LAYOUT_OF_THIS: Final = int.from_bytes(b"iterq\0\2", "big")
 """What these cells mean, and where they are. Its last byte is raised by whoever changes that."""
 
 # Bits of STATE.
 CLOSED: Final = 1
 CANCELLED: Final = 2
 ABANDONED: Final = 4
-NONE_EVER: Final = -1
 BROKEN: Final = 8
+
+NONE_EVER: Final = -1
+"""In EVER: there was no consumer, and none can come, since what makes them is gone."""
 
 # The cells of a slot.
 KIND: Final = 0
