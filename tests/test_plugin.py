@@ -19,11 +19,15 @@ from typing import Any
 import pytest
 
 import iterable_queue.testing
+from iterable_queue.testing import NothingInterleaved
 from iterable_queue.testing._plugin import seed_of
 
 pytest_plugins = ["pytester"]
 
 Run = Callable[..., pytest.RunResult]
+
+IMPORTED = NothingInterleaved
+"""A run in this process forgets what it was the first to import: errors would have two classes."""
 
 INSTALLED = bool(entry_points(group="pytest11", name="iterable_queue"))
 """Whether pytest finds the plugin by itself."""
