@@ -53,7 +53,7 @@ from iterable_queue._errors import (
     QueueClosed,
     WouldDeadlock,
 )
-from iterable_queue._ledger import Ledger
+from iterable_queue._ledger import PUT_WHEN_DONE, Ledger
 from iterable_queue._runtime import Lock
 
 CLAIM_NS: Final = 2_000_000
@@ -204,7 +204,7 @@ class RedisLedger(Ledger):
         if code == -1:
             return self.refusal()
         if code == -2:
-            return ProducerClosed("the queue is done: a worker may put only while it is not")
+            return ProducerClosed(PUT_WHEN_DONE)
         return ChannelBroken(
             f"{KIND_NAMES[kind]} {slot} has been ended by others, who took this process for dead"
         )
