@@ -422,8 +422,8 @@ BUGS = [
     Bug(
         "a death inside the lock: busy workers are not counted again",
         LEDGER,
-        "        head[BUSY] = busy\n        head[EVER]",
-        "        head[EVER]",
+        "        head[BUSY] = busy\n        if head[EVER]",
+        "        if head[EVER]",
         "killed worker, inside",
     ),
     Bug(
