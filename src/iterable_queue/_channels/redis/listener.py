@@ -82,10 +82,13 @@ class Listener:
     def ended(self) -> list[tuple[int, int]]:
         """The children that have ended, and that the thread has not come to yet."""
         with self._mutex:
-            poll = select.poll()
-            for end in self.guarded:
-                poll.register(end, 0)
-            return [self.guarded[end] for end, event in poll.poll(0) if event & select.POLLHUP]
+            return self._hung_up()
+
+    def _hung_up(self) -> list[tuple[int, int]]:
+        poll = select.poll()
+        for end in self.guarded:
+            poll.register(end, 0)
+        return [self.guarded[end] for end, event in poll.poll(0) if event & select.POLLHUP]
 
     def stop(self) -> None:
         """End the thread, soon."""
