@@ -282,7 +282,7 @@ def test_a_wrong_password_is_refused_at_once(server: Server) -> None:
             assert time.monotonic() - began < 15.0
             assert "could not be reached" not in str(caught.value)
             assert "wrong-word" not in str(caught.value)
-        with pytest.raises(ChannelBroken, match=r"refused a call.*It wants a password"):
+        with pytest.raises(ChannelBroken, match="It wants a password"):
             server.connect()
         url = server.url.replace("redis://", "redis://:secret-word@")
         assert "secret-word" not in repr(IterableQueue[Any].connect(url, name="n"))

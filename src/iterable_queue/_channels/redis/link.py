@@ -259,7 +259,7 @@ class Link:
                 self.drop()
                 raise ChannelBroken(
                     f"{what}: the server at {self.address} lets nobody in with "
-                    f"this user and password: {error}"
+                    f"this user and password: {error}{_remedy(str(error))}"
                 ) from error
             except self._breaks as error:
                 self.drop()
@@ -433,15 +433,7 @@ class Link:
                 f"{option}: the queue {name!r} on the server at {self.address} exists already, "
                 f"with {had}; leave the argument out, or give the same"
             )
-        remedy = ""
-        if "NOAUTH" in text or "unauthenticated" in text:
-            remedy = ". It wants a password: redis://user:password@host:port/db"
-        elif "NOPERM" in text or "can't run this command" in text:
-            remedy = (
-                ". Its user may do less than a queue needs: ACL LOG, asked on the server, names "
-                "the command or the key"
-            )
-        return ChannelBroken(f"the server at {self.address} refused a call: {text}{remedy}")
+        return ChannelBroken(f"the server at {self.address} refused a call: {text}{_remedy(text)}")
 
     def tell(self, commands: bytes) -> None:
         """Send commands that are not answered, each behind QUIET. They may get lost."""
@@ -547,6 +539,18 @@ def _no_retries() -> Any:
     retry: Any = import_module("redis.retry")
     backoff: Any = import_module("redis.backoff")
     return retry.Retry(backoff.NoBackoff(), 0)
+
+
+def _remedy(text: str) -> str:
+    """What to do about a refusal of which Redis, or Valkey, says *text*."""
+    if any(word in text for word in ("NOAUTH", "unauthenticated", "Authentication required")):
+        return ". It wants a password: redis://user:password@host:port/db"
+    if any(word in text for word in ("NOPERM", "can't run this command", "no permissions")):
+        return (
+            ". Its user may do less than a queue needs: ACL LOG, asked on the server, names the "
+            "command or the key"
+        )
+    return ""
 
 
 def said(error: BaseException | None) -> str:
