@@ -1420,6 +1420,16 @@ def is_handing_out(hand: Hand) -> bool:
     return False
 
 
+def endpoint_of(core: Core, kind: int, slot: int, number: int, lost: Exception | None) -> Endpoint:
+    """The endpoint of that kind that came here by a pickle; *lost*: why it can't be used, if so."""
+    classes: dict[int, type[Endpoint]] = {
+        PRODUCER: ProducerEndpoint,
+        CONSUMER: ConsumerEndpoint,
+        WORKER: WorkerEndpoint,
+    }
+    return classes[kind](core, slot, number, lost)
+
+
 def came_from_signal_handler(error: BaseException) -> bool:
     """Whether a signal handler raised *error*, in whatever it interrupted."""
     codes: set[object] = set()

@@ -804,11 +804,7 @@ def attach(
     duplicate: Any,
 ) -> object:
     """Unpickle an endpoint or a queue: take part, and take the endpoint. Never raises."""
-    from iterable_queue._endpoints import (
-        ConsumerEndpoint,
-        ProducerEndpoint,
-        WorkerEndpoint,
-    )
+    from iterable_queue._endpoints import endpoint_of
     from iterable_queue._queue import new_handle
 
     fd = None if duplicate is None else duplicate.detach()
@@ -831,12 +827,7 @@ def attach(
         core = thread_core(SimpleQueue(), 0)  # a stand-in: calls raise *lost* before using it
     if kind == QUEUE:
         return new_handle(core, lost)
-    classes: dict[int, type[Endpoint]] = {
-        PRODUCER: ProducerEndpoint,
-        CONSUMER: ConsumerEndpoint,
-        WORKER: WorkerEndpoint,
-    }
-    return classes[kind](core, slot, number, lost)
+    return endpoint_of(core, kind, slot, number, lost)
 
 
 def _attach(address: Address, heir: int, fd: int | None) -> SharedCore:

@@ -12,14 +12,14 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from iterable_queue import _forks
-from iterable_queue._cells import CONSUMER, PRODUCER, QUEUE, WORKER
+from iterable_queue._cells import QUEUE
 from iterable_queue._channels.redis.core import RedisCore
 from iterable_queue._channels.redis.settings import Address, Options, Settings
 from iterable_queue._core import Core, thread_core
 from iterable_queue._errors import ChannelBroken
 
 if TYPE_CHECKING:
-    from iterable_queue._endpoints import Endpoint
+    pass
 
 _attached: weakref.WeakValueDictionary[tuple[str, str], RedisCore] = weakref.WeakValueDictionary()
 """By server and name: one part in a queue for each process, however many endpoints it holds."""
@@ -57,7 +57,7 @@ def attach(
     address: Address, kind: int, number: int, generation: int, heir: int, duplicate: Any
 ) -> object:
     """Unpickle an endpoint or a queue: take part, and take the endpoint. Never raises."""
-    from iterable_queue._endpoints import ConsumerEndpoint, ProducerEndpoint, WorkerEndpoint
+    from iterable_queue._endpoints import endpoint_of
     from iterable_queue._queue import new_handle
 
     fd = None if duplicate is None else duplicate.detach()
@@ -75,12 +75,7 @@ def attach(
         core = thread_core(SimpleQueue(), 0)  # a stand-in: calls raise *lost* before using it
     if kind == QUEUE:
         return new_handle(core, lost)
-    classes: dict[int, type[Endpoint]] = {
-        PRODUCER: ProducerEndpoint,
-        CONSUMER: ConsumerEndpoint,
-        WORKER: WorkerEndpoint,
-    }
-    return classes[kind](core, number, number, lost)
+    return endpoint_of(core, kind, number, number, lost)
 
 
 def _attach(address: Address, heir: int, fd: int | None) -> RedisCore:

@@ -573,17 +573,29 @@ return done({1, tonumber(e[3])})
 )
 """A copy of an endpoint goes off."""
 
+UNUSED: Final = """
+-- The flags of an endpoint that is this process's, or nobody's and made here, and that nobody has
+-- used; else nil.
+local function unused(key)
+  local e = call('HMGET', key, 'o', 'm', 'f')
+  local flags = num(e[3])
+  if e[1] and (e[1] == me or (e[1] == '0' and e[2] == me)) and band(flags, USED) == 0 then
+    return flags
+  end
+end
+"""
+
 MARK: Final = _script(
     COMMON,
     SESSION,
+    UNUSED,
     """
 call('HDEL', Q, '-')
 call('HSET', Q, 'ha', 0)
 for i = 4, #ARGV do
   local key = P..'e:'..ARGV[i]
-  local e = call('HMGET', key, 'o', 'm', 'f')
-  local flags = num(e[3])
-  if e[1] and (e[1] == me or (e[1] == '0' and e[2] == me)) and band(flags, USED) == 0 then
+  local flags = unused(key)
+  if flags then
     call('HSET', key, 'f', bor(flags, FORKED))
   end
 end
@@ -595,6 +607,7 @@ return done({1})
 ASSIGN: Final = _script(
     COMMON,
     SESSION,
+    UNUSED,
     """
 call('HDEL', Q, '-')
 local client, pid = ARGV[4], ARGV[5]
@@ -602,9 +615,8 @@ if call('EXISTS', P..'k:'..client) == 0 then return done({0}) end
 if pid ~= '0' then call('HSET', P..'k:'..client, 'pid', pid) end
 for i = 6, #ARGV do
   local key = P..'e:'..ARGV[i]
-  local e = call('HMGET', key, 'o', 'm', 'f')
-  local flags = num(e[3])
-  if e[1] and (e[1] == me or (e[1] == '0' and e[2] == me)) and band(flags, USED) == 0 then
+  local flags = unused(key)
+  if flags then
     call('HSET', key, 'o', client, 'f', bor(band(flags, bnot(bor(SENT, FORKED))), STARTED))
     call('HINCRBY', key, 'g', 1)
   end
