@@ -71,6 +71,17 @@ def hand_of(source: Any) -> Any:
 # Joining
 
 
+def run(program: str, *args: str) -> subprocess.CompletedProcess[str]:
+    """Another process, which knows nothing of this one."""
+    return subprocess.run(
+        [sys.executable, "-c", program, *args],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
 def test_those_who_name_the_same_queue_share_it(server: Server) -> None:
     made = server.connect(name="jobs", maxsize=3)
     program = (
@@ -79,14 +90,8 @@ def test_those_who_name_the_same_queue_share_it(server: Server) -> None:
         "with iq.get_producer() as out: out.put_many([1, 2, 3])\n"
         "print(iq.full(), iq.statistics().open_producers)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, server.url],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert done.stdout.split() == ["True", "0"]
+    done = run(program, server.url)
+    assert (done.returncode, done.stdout.split()) == (0, ["True", "0"]), done.stderr
     made.close()
     assert list(made.get_consumer()) == [1, 2, 3]
     assert made.join(20)
@@ -127,13 +132,7 @@ def test_options_that_differ_are_refused(
         "import sys; from iterable_queue import IterableQueue\n"
         f"IterableQueue.connect(sys.argv[1], name='jobs', {asked})"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", elsewhere, server.url],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run(elsewhere, server.url)
     assert "the queue 'jobs' on the server" in done.stderr
     assert there in done.stderr
     assert made.statistics() == again.statistics(), "nothing has changed"
@@ -542,7 +541,7 @@ def test_a_name_is_free_again_after_everybody_was_killed(server: Server) -> None
         "iq = IterableQueue.connect(sys.argv[1], name='q', expiry_s=0.5)\n"
         "iq.cancel(); os._exit(0)"
     )
-    subprocess.run([sys.executable, "-c", program, server.url], timeout=60, check=True)
+    assert run(program, server.url).returncode == 0
 
     def is_silent() -> bool:
         with server.client() as client:
@@ -670,13 +669,7 @@ def test_keys_must_be_the_same(server: Server) -> None:
         "import sys; from iterable_queue import IterableQueue\n"
         "IterableQueue.connect(sys.argv[1], name='signed')"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, server.url],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run(program, server.url)
     assert "ValueError: serializer, sign: the items of the queue 'signed'" in done.stderr
     assert "are pickle+signed" in done.stderr
     iq.cancel()
@@ -955,10 +948,8 @@ def test_importing_the_package_imports_no_client() -> None:
         "iq = IterableQueue(); print('redis' in sys.modules, "
         "'iterable_queue._channels.redis' in sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert done.stdout.split() == ["False", "False"]
+    done = run(program)
+    assert (done.returncode, done.stdout.split()) == (0, ["False", "False"]), done.stderr
 
 
 def test_without_the_client_the_error_says_what_to_install() -> None:
@@ -967,9 +958,7 @@ def test_without_the_client_the_error_says_what_to_install() -> None:
         "from iterable_queue import IterableQueue\n"
         "IterableQueue.connect('redis://127.0.0.1', name='n')"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = run(program)
     assert "pip install 'iterable-queue[redis]'" in done.stderr
 
 
