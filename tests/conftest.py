@@ -396,7 +396,8 @@ def _check_left(item: pytest.Item) -> None:
         pause = min(2 * pause, 0.1)
     _end(world.processes - before.processes)
     if left and not item.stash.get(_failed, False):
-        pytest.fail("the test left behind:\n" + "\n".join(sorted(left)))
+        where = [_stacks(None)] if world.threads - before.threads else []
+        pytest.fail("\n".join(["the test left behind:", *sorted(left), *where]))
 
 
 # Fixtures

@@ -23,7 +23,7 @@ from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -109,6 +109,19 @@ def take_and_note(source: Consumer[int], path: str) -> None:
     with suppress(ProducerFailed):
         for n in source:
             note(fd, n)
+
+
+def keep(_: Consumer[int]) -> None:
+    """Be a process that has one, until it is killed."""
+    time.sleep(600)
+
+
+def is_in(thread: threading.Thread, function: str) -> bool:
+    """Whether the thread is in a call of it, just now."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    while frame is not None and frame.f_code.co_name != function:
+        frame = frame.f_back
+    return frame is not None
 
 
 def noted(paths: list[Path]) -> list[int]:
@@ -333,6 +346,29 @@ def test_descriptors_that_the_listener_has_closed_are_not_used_again(
     os.close(guarding)
     with pytest.raises(ChannelBroken):
         iq.qsize()
+
+
+@FORKS
+def test_who_drops_a_queue_is_not_kept_by_a_child_that_died_as_the_server_went(
+    server: Server, processes: Processes
+) -> None:
+    """To tell the server of that child was tried for `retry_s`, by a thread that had the queue."""
+    iq = server.connect(expiry_s=9.0)
+    listener = cast("Any", iq._core)._listener
+    source = iq.get_consumer()
+    child = processes.start(get_context("fork").Process(target=keep, args=(source,)))
+    wait_until(lambda: [pid for _, pid in listener.guarded.values() if pid], "it has begun")
+    server.signal(signal.SIGSTOP)
+    child.kill()
+    child.join(20)
+    wait_until(lambda: is_in(listener.thread, "child_ended"), "its end is to be told")
+    try:
+        del source, iq
+        gc.collect()
+        listener.thread.join(15)
+        assert not listener.thread.is_alive()
+    finally:
+        server.signal(signal.SIGCONT)
 
 
 # The server

@@ -17,6 +17,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from queue import Empty, Full
@@ -76,7 +77,7 @@ VERSION: Final = "iterable_queue 1"
 LOOP_SHARE: Final = 4
 """While the server is away, an event loop has so much more time than each attempt takes it."""
 LEAVE_S: Final = 1.0
-"""For how long a process that leaves tries to say so, in seconds."""
+"""For how long a process tries to say that it leaves, or that a child has ended, in seconds."""
 
 
 class RedisCore(Core):
@@ -317,17 +318,20 @@ class RedisCore(Core):
 
     def child_is(self, client: int, pid: int) -> None:
         """A child that this process has forked has begun."""
-        try:
-            self.transact(self.link.call, ASSIGN, client, pid)
-        except (ChannelBroken, OSError):
-            pass
+        call = partial(self.link.call, ASSIGN, client, pid)
+        with suppress(ChannelBroken, OSError):  # its first call says so as well
+            self.transact_until(time.monotonic() + LEAVE_S, call)
 
     def child_ended(self, client: int, pid: int) -> None:
-        """A child has ended; if it had not left, its endpoints end."""
-        try:
-            self.transact(self.link.call, DEAD, client, self._how_ended(pid))
-        except (ChannelBroken, OSError):
-            pass  # the others find out when it is not heard any more
+        """A child has ended; if it had not left, its endpoints end.
+
+        Raises Late where the server does not answer soon. Who listens comes back to it, and
+        meanwhile does not refer to this: who drops a queue may be the last who does.
+        """
+        call = partial(self.link.call, DEAD, client, self._how_ended(pid))
+        with suppress(ChannelBroken, OSError):  # the others find out when it is not heard any more
+            if not self.transact_until(time.monotonic() + LEAVE_S, call):
+                raise Late(self.not_in_time)
 
     def _how_ended(self, pid: int) -> str:
         return (

@@ -307,7 +307,7 @@ class RedisLedger(Ledger):
             if own is None or own.index != index or own.claim is None or own.call != call:
                 continue
             claim = own.claim
-            self.link.repay(CUT.name)
+            self.link.repay(CUT.name, RECALL_S)
             count = (claim.permits + 1) // 2
             if not count:
                 return

@@ -20,6 +20,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterable
+from functools import partial
 from importlib import import_module
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -473,18 +474,10 @@ class Link:
         when all was read, it may not have heard yet how far they handed out what they had claimed:
         those items would be handed out once more. No longer than *patience_s*, in seconds.
         """
-        until = time.monotonic() + patience_s
         self.busy = True
         try:
-            self.ask("HGET", b"%bk:%d" % (self.prefix(), client), "c")
-            number = self.answer()
-            while True:
-                if number is None or time.monotonic() >= until:
-                    return
-                self.ask("CLIENT", "LIST", "ID", number)
-                if not self.answer():
-                    return
-                time.sleep(0.002)
+            until = time.monotonic() + patience_s
+            self.until(until, partial(self._await_end, client, until))
         except self._refusals:
             pass  # its user may not ask that
         except self._breaks as error:
@@ -492,6 +485,19 @@ class Link:
             let_go(error)
         finally:
             self.busy = False
+
+    def _await_end(self, client: int, until: float) -> None:
+        number = self._asked("HGET", b"%bk:%d" % (self.prefix(), client), "c")
+        if number is None:
+            return
+        while self._asked("CLIENT", "LIST", "ID", number) and time.monotonic() < until:
+            time.sleep(0.002)
+
+    def _asked(self, *command: object) -> Any:
+        """The answer to *command*, if it comes before the deadline."""
+        self.ask(*command)
+        self._await_answer()
+        return self.answer()
 
     # For the thread that listens, which waits for messages itself.
 

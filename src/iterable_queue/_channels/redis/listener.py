@@ -204,11 +204,12 @@ class Listener:
             if core is not None:
                 core.child_is(client, int(data))
             return
-        # While it is guarded still: who leaves the queue meanwhile must know of it.
         self._asking.await_end(client, min(LAST_WORDS_S, self._beat_s))
-        _forks.undisturbed(self._let_go, end)
         if core is not None:
             core.child_ended(client, pid)
+        # It was guarded until here: who leaves the queue meanwhile must know of it, and where the
+        # server did not answer, it is come upon again.
+        _forks.undisturbed(self._let_go, end)
 
     def _let_go(self, end: int) -> None:
         with self._mutex:
