@@ -34,7 +34,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing.context import ForkContext, ForkServerContext, SpawnContext
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 from zlib import crc32
 
 import pytest
@@ -195,8 +195,12 @@ def _parent_of(pid: int) -> int | None:
     return None if fields[0] in {"Z", "X"} else int(fields[1])
 
 
+KEPT: Final[set[int]] = set()
+"""The pids of what a fixture of a whole module has started, and ends."""
+
+
 def _helpers() -> set[int]:
-    """The pids of what multiprocessing and its kin keep running for the whole test session."""
+    """The pids of that, and of what multiprocessing and its kin keep for the whole session."""
     found = {
         _internal(package, module, name, attribute)
         for package in ("multiprocessing", "multiprocess")
@@ -205,7 +209,7 @@ def _helpers() -> set[int]:
             ("resource_tracker", "_resource_tracker", "_pid"),
         )
     }
-    return {pid for pid in found if isinstance(pid, int)} | _helpers_of_billiard()
+    return KEPT | {pid for pid in found if isinstance(pid, int)} | _helpers_of_billiard()
 
 
 def _helpers_of_billiard() -> set[int]:
@@ -343,7 +347,7 @@ def _keep_from_children(descriptors: list[int]) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """End what a test process that had to be ended has left behind."""
-    kept = config.stash[_at_start] | _helpers()
+    kept = config.stash[_at_start] | (_helpers() - KEPT)
     _end(_descendants() - kept)
     os.close(config.stash[_stderr])
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from iterable_queue import IterableQueue
-from tests.conftest import wait_until
+from tests.conftest import KEPT, wait_until
 
 _PROGRAMS = (os.environ.get("REDIS_SERVER", ""), "redis-server", "valkey-server")
 SERVER = next(filter(None, map(shutil.which, _PROGRAMS)), None)
@@ -107,6 +107,11 @@ class Server:
         """What `check_queue` calls: one that can be called in other processes as well."""
         return Maker(self.url, options)
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def signal(self, number: int) -> None:
         assert self._process is not None
         self._process.send_signal(number)
@@ -134,6 +139,16 @@ def running(server: Server) -> Iterator[Server]:
         server.end()
 
 
+def running_for_many(server: Server) -> Iterator[Server]:
+    """The same for a fixture that more than one test uses."""
+    for started in running(server):
+        KEPT.add(started.pid)
+        try:
+            yield started
+        finally:
+            KEPT.discard(started.pid)
+
+
 class Maker:
     """Makes queues; can be pickled."""
 
@@ -141,6 +156,7 @@ class Maker:
         self._url = url
         self._options = options
         self._count = 0
+        self._name = f"made-{os.urandom(4).hex()}"
 
     def __call__(
         self,
@@ -152,7 +168,7 @@ class Maker:
         options: dict[str, Any] = {"expiry_s": 1.0, **self._options}
         return IterableQueue[Any].connect(
             self._url,
-            name=f"made-{os.getpid()}-{self._count}",
+            name=f"{self._name}-{os.getpid()}-{self._count}",
             maxsize=maxsize,
             on_failure=on_failure,
             redeliver=redeliver,

@@ -20,7 +20,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
@@ -48,7 +47,7 @@ from iterable_queue.testing import (
     promises,
 )
 from tests.conftest import FORKS, Context, lives
-from tests.redis_server import Server, running
+from tests.redis_server import Server, running_for_many
 
 BETWEEN_THREADS = [p.name for p in promises() if p.needs in ("", "fifo")]
 OVER_A_QUEUE = [name for name in BETWEEN_THREADS if name != "a_wrong_maxsize_raises_at_once"]
@@ -96,9 +95,9 @@ def test_a_queue_for_processes_between_threads(name: str) -> None:
     kept(check_queue(IterableQueue, pickled=True, only=[name]))
 
 
-@pytest.fixture
-def redis_server(tmp_path: Path) -> Iterator[Server]:
-    yield from running(Server(tmp_path))
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from running_for_many(Server(tmp_path_factory.mktemp("server")))
 
 
 ON_A_SERVER = {"a_wrong_maxsize_raises_at_once"}
