@@ -318,7 +318,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_stderr] = os.dup(2)  # not captured: for a last word
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     config.stash[_at_start] = _descendants()
-    # What it forks has it then; for spawn see tests/__init__.py.
+    # What it forks has it then.
     multiprocessing.set_forkserver_preload(["pytest"])
     if hasattr(config, "workerinput"):
         _keep_from_children(_pipes())

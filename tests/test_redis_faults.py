@@ -821,7 +821,7 @@ def test_a_recall_that_is_not_answered_loses_nothing(
     iq = server.connect(name="q", url=proxy.url, expiry_s=60.0, retry_s=20.0)
     far = server.connect(name="q", expiry_s=60.0)
     out, source, rest = far.get_producer(), iq.get_consumer(), far.get_consumer()
-    out.put_many(range(20_000))
+    out.put_many(range(4_000))
     got = [source.get()]
     endpoint: Any = source
     hand: Any = next(iter(endpoint._hands.values()))
@@ -847,10 +847,10 @@ def test_a_recall_that_is_not_answered_loses_nothing(
     out.close()
     far.close()
     got += rest
-    assert sorted(got) == list(range(20_000))
+    assert sorted(got) == list(range(4_000))
     assert far.join(20)
     now = far.statistics()
-    assert (now.put, now.taken, now.lost) == (20_000, 20_000, 0)
+    assert (now.put, now.taken, now.lost) == (4_000, 4_000, 0)
 
 
 def test_cut_off_and_healed(server: Server, proxy: Proxy) -> None:
