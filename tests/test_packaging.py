@@ -271,6 +271,9 @@ def test_only_pythons_that_are_tried_are_claimed() -> None:
     tried = re.search(r"(?m)^PYTHONS=\((.*?)\)", (ROOT / ".ci" / "run").read_text())
     assert tried
     assert claimed == tried[1].split()
+    typed = re.search(r"(?m)^mypy --python-version (.+)$", (ROOT / ".ci" / "run").read_text())
+    assert typed
+    assert typed[1] == claimed[0], "the oldest has the fewest names; pyright takes the newest"
 
 
 def test_hooks_run_what_ci_runs() -> None:

@@ -625,23 +625,24 @@ def test_a_server_that_stays_away_is_an_error_in_time(server: Server) -> None:
     assert "out of reach" in repr(iq)
 
 
+async def longest_turn(seconds: list[float]) -> None:
+    """Note how long the event loop has nothing for this coroutine, the longest time first."""
+    while True:
+        before = time.monotonic()
+        await asyncio.sleep(0.01)
+        seconds[:] = [max(*seconds, time.monotonic() - before)]
+
+
 def test_an_event_loop_goes_on_while_the_server_stands_still(server: Server) -> None:
     """A get that waits in it has it for a moment at a time; then it goes on where it was."""
     iq = server.connect(expiry_s=60.0)
     out, source = iq.get_producer(), iq.get_consumer()
     out.put(0)
-    longest_s = 0.0
-
-    async def tick() -> None:
-        nonlocal longest_s
-        while True:
-            before = time.monotonic()
-            await asyncio.sleep(0.01)
-            longest_s = max(longest_s, time.monotonic() - before)
+    turns = [0.0]
 
     async def main() -> None:
         assert await source.aget() == 0
-        ticking = asyncio.create_task(tick())
+        ticking = asyncio.create_task(longest_turn(turns))
         server.signal(signal.SIGSTOP)
         for _ in range(2):
             with pytest.raises(Empty, match="gave no answer in time"):
@@ -656,14 +657,130 @@ def test_an_event_loop_goes_on_while_the_server_stands_still(server: Server) -> 
         ticking.cancel()
 
     asyncio.run(main())
-    assert longest_s < 3.0, "and not the five seconds that an answer is waited for"
+    assert turns[0] < 3.0, "and not the five seconds that an answer is waited for"
+    iq.cancel()
+
+
+def test_an_event_loop_goes_on_while_a_put_is_not_answered(server: Server) -> None:
+    """It is asked for again where it was, and before what others put meanwhile."""
+    iq = server.connect(expiry_s=60.0)
+    outs, source = [iq.get_producer() for _ in range(3)], iq.get_consumer()
+    turns = [0.0]
+
+    async def main() -> None:
+        for n, out in enumerate(outs):
+            await out.aput(n)
+        ticking = asyncio.create_task(longest_turn(turns))
+        server.signal(signal.SIGSTOP)
+        putting = [asyncio.create_task(out.aput(10 + n)) for n, out in enumerate(outs)]
+        await asyncio.sleep(0)  # the first is sent, by the connection that there is
+        with pytest.raises(Empty, match="gave no answer in time"):
+            await source.aget(timeout=3.0)
+        assert not any(put.done() for put in putting)
+        server.signal(signal.SIGCONT)
+        await asyncio.wait_for(asyncio.gather(*putting), 30)
+        ticking.cancel()
+
+    asyncio.run(main())
+    assert turns[0] < 3.0, "and not the five seconds that an answer is waited for"
+    iq.close()
+    for out in outs:
+        out.close()
+    assert sorted(source) == [0, 1, 2, 10, 11, 12]
+
+
+@pytest.mark.parametrize("what", ["request", "answer"])
+def test_a_coroutines_put_whose_connection_is_cut_is_made_once(
+    server: Server, proxy: Proxy, what: str
+) -> None:
+    iq = server.connect(url=proxy.url, expiry_s=60.0)
+    out, source = iq.get_producer(), iq.get_consumer()
+
+    async def main() -> None:
+        await out.aput(0)
+        is_request = what == "request"
+        proxy.cut(request=0 if is_request else -1, answer=-1 if is_request else 0, refuse=True)
+        putting = asyncio.create_task(out.aput(1))
+        await asyncio.to_thread(wait_until, lambda: proxy.cuts, "it is cut")
+        assert not putting.done()
+        proxy.refuse(False)
+        await asyncio.wait_for(putting, 30)
+
+    asyncio.run(main())
+    iq.close()
+    out.close()
+    assert list(source) == [0, 1]
+
+
+def test_a_coroutines_put_that_is_given_up_says_what_is_known(server: Server, proxy: Proxy) -> None:
+    iq = server.connect(url=proxy.url, expiry_s=60.0)
+    out, source = iq.get_producer(), iq.get_consumer()
+    core: Any = iq._core
+
+    async def main() -> None:
+        await out.aput(0)
+        proxy.refuse(True)
+        core.link.drop()  # or it would be sent before it is known that nobody is there
+        with pytest.raises(Full, match=r"gave no answer in time.*; nothing was put"):
+            await out.aput(1, timeout=0.2)
+        proxy.refuse(False)
+        await out.aput(2)
+        server.signal(signal.SIGSTOP)
+        with pytest.raises(ChannelBroken, match="whether the item was put is not known"):
+            await out.aput(3, timeout=0.2)
+        assert not core.link.owed
+        putting = asyncio.create_task(out.aput(4))
+        await asyncio.to_thread(wait_until, lambda: core.link.owed, "it is sent")
+        putting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await putting
+        assert not core.link.owed
+        server.signal(signal.SIGCONT)
+        await out.aput(5)
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+    iq.close()
+    out.close()
+    got = list(source)
+    assert [n for n in got if n not in {3, 4}] == [0, 2, 5]
+    assert len(got) == len(set(got))
+
+
+def test_a_coroutines_put_is_told_itself_that_there_is_no_memory(
+    server: Server, proxy: Proxy
+) -> None:
+    """And not the one whose call has brought it to its end."""
+    iq = server.connect(url=proxy.url, expiry_s=60.0)
+    out = iq.get_producer()
+    core: Any = iq._core
+
+    async def main() -> None:
+        await out.aput(0)
+        with server.client() as client:
+            client.config_set("maxmemory", client.info("memory")["used_memory"] // 2)
+        proxy.refuse(True)
+        putting = asyncio.create_task(out.aput(b"x" * 100_000))
+        await asyncio.to_thread(wait_until, lambda: core.link.owed, "it is sent")
+        proxy.refuse(False)
+        assert iq.qsize() == 1
+        with pytest.raises(OSError, match="nothing was changed by put of producer 1") as caught:
+            await putting
+        assert caught.value.errno == errno.ENOSPC
+        with server.client() as client:
+            client.config_set("maxmemory", 0)
+        await out.aput(2)
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+    assert iq.qsize() == 2
     iq.cancel()
 
 
 def test_a_coroutine_is_told_that_the_server_stays_away(server: Server) -> None:
     iq = server.connect(retry_s=0.5)
-    source = iq.get_consumer()
+    out, source = iq.get_producer(), iq.get_consumer()
     unused = iq.get_consumer()
+    out.put(0)
+    assert source.get() == 0
 
     async def main() -> None:
         with pytest.raises(Empty, match="nothing came in time"):
@@ -672,6 +789,8 @@ def test_a_coroutine_is_told_that_the_server_stays_away(server: Server) -> None:
         for consumer in (source, unused):
             with pytest.raises(ChannelBroken, match="gave no answer in time"):
                 await consumer.aget()
+        with pytest.raises(ChannelBroken, match=r"gave no answer in time.*refused"):
+            await out.aput(1)
 
     asyncio.run(main())
 

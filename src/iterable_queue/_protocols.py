@@ -76,7 +76,8 @@ class Producer(Endpoint, Protocol[T_contra]):
     async def aput(self, item: T_contra, timeout: float | None = None) -> None:
         """`put` from a coroutine: where there is no room, its event loop does other work.
 
-        A call that is cancelled has put nothing.
+        A call that is cancelled has put nothing; where a server has not answered yet, that is not
+        known.
         """
 
     def fail(self, error: BaseException) -> None:

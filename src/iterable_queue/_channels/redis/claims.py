@@ -210,8 +210,8 @@ class Own:
             claim.permits = 0
             self.claim = None
 
-    def was_cut(self, claim: Claim, payloads: list[bytes], count: int) -> None:
-        """The last *count* items of the claim have gone back. Lock held."""
+    def was_cut(self, claim: Claim, payloads: list[bytes], count: int, _: object) -> None:
+        """The last *count* items of the claim have gone back, as the server says. Lock held."""
         # Of the list the next one is the last.
         del payloads[:count]
         if self.claim is claim:

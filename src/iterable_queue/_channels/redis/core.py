@@ -54,7 +54,7 @@ from iterable_queue._channels.redis.calls import (
     as_text,
 )
 from iterable_queue._channels.redis.channel import RedisChannel
-from iterable_queue._channels.redis.ledger import CHUNK, RedisLedger
+from iterable_queue._channels.redis.ledger import CHUNK, RedisLedger, Sending
 from iterable_queue._channels.redis.link import BRIEFLY_S, LAST_WORDS_S, LOOP_S, Late, Link
 from iterable_queue._channels.redis.listener import SLEEPERS, Listener
 from iterable_queue._channels.redis.runtime import RedisRuntime
@@ -374,10 +374,21 @@ class RedisCore(Core):
     ) -> Any:
         self.ledger.tells_at_once = True
         if condition is self.runtime.room:
-            # A put that was sent is not given up: nobody could know whether it was made.
-            trying = partial(self._tried, attempt, deadline, [])
-            return super().awaiting(trying, condition, deadline, endpoint)
+            return self._putting(attempt, condition, deadline, endpoint)
         return self._awaiting(attempt, condition, deadline, endpoint)
+
+    async def _putting(
+        self,
+        attempt: Callable[[], bool],
+        condition: Condition,
+        deadline: float | None,
+        endpoint: Endpoint | None,
+    ) -> bool:
+        sending = Sending(self.link)
+        try:
+            return await self._awaiting(attempt, condition, deadline, endpoint, sending)
+        finally:
+            sending.give_up()
 
     async def _awaiting(
         self,
@@ -385,6 +396,7 @@ class RedisCore(Core):
         condition: Condition,
         deadline: float | None,
         endpoint: Endpoint | None,
+        sending: Sending | None = None,
     ) -> bool:
         """One that may be given up: the event loop has its turn while the server is away.
 
@@ -399,7 +411,7 @@ class RedisCore(Core):
 
         def trying() -> bool:
             nonlocal away_since, patience_s
-            done = self._tried_in_loop(attempt, patience_s)
+            done = self._tried_in_loop(attempt, patience_s, sending)
             away_since = math.inf
             patience_s = min(max(LOOP_S, 4 * link.trip_s), BRIEFLY_S)
             return done
@@ -411,9 +423,16 @@ class RedisCore(Core):
                 said = str(error)
             now = time.monotonic()
             away_since = min(away_since, now)
-            if deadline is not None and now >= deadline:
+            is_late = deadline is not None and now >= deadline
+            if sending is not None and sending.is_unsure:
+                said += "; whether the item was put is not known: it was sent, and not answered"
+                if is_late:
+                    raise ChannelBroken(said)
+            if is_late:
                 if condition is self.runtime.items:
                     raise Empty(f"{said}; nothing was taken")
+                if condition is self.runtime.room:
+                    raise Full(f"{said}; nothing was put")
                 return False
             if now - away_since >= self.settings.retry_s:
                 raise ChannelBroken(
@@ -424,14 +443,17 @@ class RedisCore(Core):
             # And a connection takes longer to be made than an answer takes.
             patience_s = min(2 * patience_s, BRIEFLY_S)
 
-    def _tried_in_loop(self, attempt: Callable[[], bool], patience_s: float) -> bool:
+    def _tried_in_loop(
+        self, attempt: Callable[[], bool], patience_s: float, sending: Sending | None
+    ) -> bool:
         """*attempt*, as one of a coroutine's that waits. Lock held. Raises Late."""
         ledger = self.ledger
-        before, ledger.waits = ledger.waits, True
+        before = ledger.waits, ledger.sending
+        ledger.waits, ledger.sending = True, sending
         try:
             return self.link.until(time.monotonic() + patience_s, attempt)
         finally:
-            ledger.waits = before
+            ledger.waits, ledger.sending = before
 
     def _tried(
         self, attempt: Callable[[], bool], deadline: float | None, silence: list[str]

@@ -43,7 +43,7 @@ from iterable_queue._channels.redis.calls import (
 )
 from iterable_queue._channels.redis.channel import RedisChannel
 from iterable_queue._channels.redis.claims import Claim, Own, Tags, producer_of
-from iterable_queue._channels.redis.link import Late, Link
+from iterable_queue._channels.redis.link import Late, Link, Owed
 from iterable_queue._channels.redis.runtime import RedisRuntime
 from iterable_queue._errors import (
     ChannelBroken,
@@ -90,6 +90,51 @@ COUNTS: Final = (
 """The cells of the head, and the fields of `q` that they are copies of."""
 
 
+class Sending:
+    """The put of one coroutine, attempt by attempt.
+
+    What was sent and not answered is asked for again, under its number, and so is put once. In
+    between the event loop has its turn, and whatever else this process calls comes after it.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._owed: Owed | None = None
+        self._answer: Any = None
+        self._error: OSError | None = None
+
+    @property
+    def is_unsure(self) -> bool:
+        """Whether the item may have been put, and may yet be."""
+        return self._owed is not None and self._owed.sent
+
+    def call(self, *arguments: object, what: str) -> Any:
+        """The answer to PUT. Raises Late where it has to be asked for again."""
+        link = self._link
+        if self._owed is None:
+            self._owed = link.owe(
+                PUT, *arguments, then=self._was_answered, what=what, failed=self._has_failed
+            )
+        if link.owed is self._owed:  # else another call has had to ask for it
+            link.repay(what)
+        self._owed = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        return self._answer
+
+    def _was_answered(self, answer: Any) -> None:
+        self._answer = answer
+
+    def _has_failed(self, error: OSError) -> None:
+        self._error = error
+
+    def give_up(self) -> None:
+        """Whether it was made or not, it is not made from now on."""
+        if self._owed is not None and self._link.owed is self._owed:
+            self._link.owed = None
+
+
 class RedisLedger(Ledger):
     """The ledger as endpoints know it; its transitions are scripts.
 
@@ -97,6 +142,7 @@ class RedisLedger(Ledger):
         link: the connection for calls.
         made_at: the line of user code that made the queue.
         waits: the attempt that is being made is one of a caller that waits if it is in vain.
+        sending: that attempt's put, of a coroutine; None: not one of a coroutine.
         owners: of clients: their pids and hosts, as last seen.
         silent_ms: for how long they had not been heard then.
         unsigned: items whose signature was refused, at the last look.
@@ -118,6 +164,7 @@ class RedisLedger(Ledger):
         "made_at",
         "owners",
         "runtime_lock",
+        "sending",
         "silent_ms",
         "tells_at_once",
         "unsigned",
@@ -130,6 +177,7 @@ class RedisLedger(Ledger):
         self.runtime_lock = runtime.lock
         self.claims = channel
         self.waits = False
+        self.sending: Sending | None = None
         self.tells_at_once = False
         self.owners: dict[int, tuple[int, str]] = {}
         self.silent_ms: dict[int, int] = {}
@@ -184,7 +232,11 @@ class RedisLedger(Ledger):
         items = [head + payload for payload in payloads[:count]]
         while items:
             try:
-                done, state = self.link.call(PUT, slot, kind, int(self.waits), *items, what=what)
+                arguments = slot, kind, int(self.waits), *items
+                if self.sending is None:
+                    done, state = self.link.call(PUT, *arguments, what=what)
+                else:
+                    done, state = self.sending.call(*arguments, what=what)
             except Late as error:
                 if self.link.is_unsure:
                     raise ChannelBroken(
@@ -313,15 +365,15 @@ class RedisLedger(Ledger):
                 return
             # Only once the server has made it: what is handed out until then is told by how much
             # is left of the whole.
-            self.link.call_for_sure(
+            self.link.owe(
                 CUT,
                 claim.hand,
                 call,
                 claim.permits + (1 if claim.granted else 0),
                 count,
                 then=partial(own.was_cut, claim, hand.claim, count),
-                patience_s=RECALL_S,
             )
+            self.link.repay(CUT.name, RECALL_S)
 
     def revoke(self) -> None:
         """The queue was cancelled: nothing more is handed out of claims. Lock held."""
@@ -492,6 +544,7 @@ class RedisLedger(Ledger):
             found.clear()
         self.owners.clear()
         self.waits = False
+        self.sending = None
 
     @property
     def queued(self) -> int:

@@ -22,7 +22,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
 from importlib import import_module
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 from iterable_queue._channels.redis.calls import QUIET, SHOWN, Script, as_bytes
 from iterable_queue._channels.redis.settings import Settings
@@ -54,12 +54,27 @@ class Late(Exception):
     """The deadline of a call has passed while the server was out of reach."""
 
 
-class Owed(NamedTuple):
-    """A call that was begun, and is made before any other: see `Link.call_for_sure`."""
+class Owed:
+    """A call that was begun, and is made before any other: see `Link.owe`.
 
-    script: Script
-    arguments: list[bytes]
-    then: Callable[[], object]
+    Attributes:
+        sent: it may have been made, though it was not answered.
+    """
+
+    def __init__(
+        self,
+        script: Script,
+        arguments: list[bytes],
+        what: str,
+        then: Callable[[Any], object],
+        failed: Callable[[OSError], object] | None,
+    ) -> None:
+        self.script = script
+        self.arguments = arguments
+        self.what = what
+        self.then = then
+        self.failed = failed
+        self.sent = False
 
 
 class Link:
@@ -72,7 +87,7 @@ class Link:
             Set by `until`.
         is_unsure: the last call that was given up may have been made, or may yet be.
         trip_s: how long the last call took that was answered, in seconds.
-        owed: what `call_for_sure` has not brought to its end.
+        owed: what `owe` has begun and `repay` has not brought to its end.
         calls: how many were made; round trips, for the curious.
     """
 
@@ -186,32 +201,53 @@ class Link:
         arguments = self.arguments(args, self._number)
         return self._make(script, arguments, what or script.name, patience_s)
 
-    def call_for_sure(
-        self, script: Script, *args: object, then: Callable[[], object], patience_s: float
-    ) -> None:
-        """Run *script*, once, and then call *then*, which makes the same change here.
+    def owe(
+        self,
+        script: Script,
+        *args: object,
+        then: Callable[[Any], object],
+        what: str = "",
+        failed: Callable[[OSError], object] | None = None,
+    ) -> Owed:
+        """Begin a call of *script*, which `repay` makes, once, and as often as that takes.
 
-        If that raises, the server may have made the change, or may yet, while nothing was changed
+        Until it is answered, the server may have made it, or may yet, while nothing was changed
         here. So no other call is made before this one was made again, by the same number.
+
+        Args:
+            script: what is run.
+            args: as of `call`.
+            then: called with the answer: it makes the same change here.
+            what: who calls, where that is not whoever calls `repay`.
+            failed: called with the error where the server has no memory left and so has changed
+                nothing; None: a script of which that can't be said.
         """
         self._check_usable()
-        self.repay(script.name)
+        self.repay(what or script.name)
         self._number += 1
-        self.owed = Owed(script, self.arguments(args, self._number), then)
-        self.repay(script.name, patience_s)
+        self.owed = Owed(script, self.arguments(args, self._number), what, then, failed)
+        return self.owed
 
     def repay(self, what: str, patience_s: float = -1.0) -> None:
-        """Bring to its end what `call_for_sure` has begun, on behalf of the call *what*.
+        """Bring to its end what `owe` has begun, on behalf of the call *what*.
 
         To be called before what `then` changes is looked at.
         """
         owed = self.owed
-        if owed is not None:
-            self._check_usable()
-            self._make(owed.script, owed.arguments, what, patience_s, is_owed=True)
-            # Together.
+        if owed is None:
+            return
+        self._check_usable()
+        try:
+            answer = self._make(owed.script, owed.arguments, what, patience_s, owed)
+        except OSError:
+            if owed.failed is None:
+                raise
             self.owed = None
-            owed.then()
+            owed.failed(self._no_memory(owed.what))
+            return
+        # Together.
+        self.owed = None
+        owed.then(answer)
 
     def _check_usable(self) -> None:
         if self.loss:
@@ -224,8 +260,7 @@ class Link:
         arguments: list[bytes],
         what: str,
         patience_s: float,
-        *,
-        is_owed: bool = False,
+        owed: Owed | None = None,
     ) -> Any:
         data = script.packed(self._key, arguments)
         pauses = iter(PAUSES_S)
@@ -240,7 +275,10 @@ class Link:
                 connection = self._connection
                 began = time.monotonic()
                 connection.send_packed_command((data,), False)
-                self.is_unsure = not is_owed  # which says nothing of the call that waits for it
+                if owed is None:
+                    self.is_unsure = True
+                else:
+                    owed.sent = True  # which says nothing of the call that waits for it
                 if self.deadline is not None:
                     self._await_answer()
                 answer = connection.read_response(True)
@@ -251,11 +289,7 @@ class Link:
                 data = script.packed(self._key, arguments, whole=True)
                 continue
             except self._out_of_memory as error:
-                raise OSError(
-                    errno.ENOSPC,
-                    f"the server at {self.address} has reached its memory limit (maxmemory): "
-                    f"nothing was changed by {what}",
-                ) from error
+                raise self._no_memory(what) from error
             except self._denials as error:
                 self.drop()
                 raise ChannelBroken(
@@ -294,6 +328,13 @@ class Link:
             return call()
         finally:
             self.deadline = before
+
+    def _no_memory(self, what: str) -> OSError:
+        return OSError(
+            errno.ENOSPC,
+            f"the server at {self.address} has reached its memory limit (maxmemory): "
+            f"nothing was changed by {what}",
+        )
 
     def _check_busy(self) -> None:
         if self.busy:
