@@ -124,6 +124,12 @@ def is_in(thread: threading.Thread, function: str) -> bool:
     return frame is not None
 
 
+def until_all_listen(server: Server) -> None:
+    """Wait until whoever listens sends nothing of itself for a while."""
+    with server.client() as client:
+        wait_until(lambda: any(found["cmd"] == "blpop" for found in client.client_list()), "so")
+
+
 def noted(paths: list[Path]) -> list[int]:
     return [int(line) for path in paths if path.exists() for line in path.read_text().split()]
 
@@ -698,6 +704,7 @@ def test_a_coroutines_put_whose_connection_is_cut_is_made_once(
 
     async def main() -> None:
         await out.aput(0)
+        until_all_listen(server)
         is_request = what == "request"
         proxy.cut(request=0 if is_request else -1, answer=-1 if is_request else 0, refuse=True)
         putting = asyncio.create_task(out.aput(1))

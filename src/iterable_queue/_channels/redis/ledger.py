@@ -131,7 +131,8 @@ class Sending:
 
     def give_up(self) -> None:
         """Whether it was made or not, it is not made from now on."""
-        if self._owed is not None and self._link.owed is self._owed:
+        owed, self._owed = self._link.owed, None
+        if owed is not None and owed.then == self._was_answered:  # also if `call` was interrupted
             self._link.owed = None
 
 
