@@ -138,6 +138,19 @@ def test_options_that_differ_are_refused(
     assert made.statistics() == again.statistics(), "nothing has changed"
 
 
+def test_who_has_made_a_queue_is_told_so_when_it_asks_again(server: Server) -> None:
+    """Since the answer was lost with the connection, say."""
+    core: Any = server.connect(name="jobs")._core
+    other: Any = server.connect(name="jobs", url=f"{server.url}?db=0")._core
+    for one, made in ((core, True), (other, False)):
+        assert one.made is made
+        client = one.ledger.me
+        one.ledger.me = one.link.client = 0  # as before the first call
+        one._is_here = False
+        one.join(handle=True)
+        assert (one.ledger.me, one.made) == (client, made)
+
+
 def made_anew() -> Callable[[bytes], Any]:
     return lambda data: json.loads(data)  # noqa: PLW0108
 
@@ -183,13 +196,18 @@ def test_who_was_taken_for_dead_connects_again(server: Server) -> None:
     other.cancel()
 
 
+WRONG_NAME = "name must have 1 to 200 characters that can be printed, and no braces, not"
+
+
 def test_wrong_arguments_raise_at_once() -> None:
     connect: Any = IterableQueue[Any].connect
     for error, text, arguments in (
         (TypeError, "maxsize must be an int, not '3'", {"maxsize": "3"}),
         (TypeError, "name must be a text, not 3", {"name": 3}),
-        (ValueError, "name must have 1 to 200 characters and no braces", {"name": "a{b}"}),
-        (ValueError, "name must have 1 to 200 characters and no braces", {"name": ""}),
+        (ValueError, WRONG_NAME, {"name": "a{b}"}),
+        (ValueError, WRONG_NAME, {"name": ""}),
+        (ValueError, WRONG_NAME, {"name": "a\nb"}),
+        (ValueError, WRONG_NAME, {"name": "a\ud800"}),
         (ValueError, "expiry_s must be 0.3 to 86,400 seconds, not 0.1", {"expiry_s": 0.1}),
         (ValueError, "expiry_s must be 0.3 to 86,400 seconds, not inf", {"expiry_s": math.inf}),
         (ValueError, "expiry_s must be 0.3 to 86,400 seconds, not nan", {"expiry_s": math.nan}),
@@ -197,7 +215,6 @@ def test_wrong_arguments_raise_at_once() -> None:
         (ValueError, "retry_s must be 0 to 31,536,000 seconds, not inf", {"retry_s": math.inf}),
         (ValueError, "keep_s must be 0 to 31,536,000 seconds, not inf", {"keep_s": math.inf}),
         (ValueError, "keep_s must be 0 to 31,536,000 seconds, not 1e+18", {"keep_s": 1e18}),
-        (ValueError, "name must be a text that UTF-8 has, not", {"name": "a\ud800"}),
         (TypeError, "server must be a URL, or a function that returns a client", {"server": 3}),
         (TypeError, "server() must return a redis.Redis or RedisCluster, not 3", {"server": three}),
         (TypeError, "keep_s must be a number of seconds", {"keep_s": "1"}),

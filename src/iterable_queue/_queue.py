@@ -173,7 +173,8 @@ class IterableQueue(Generic[T]):
                 password where there are any), or a function without arguments that returns a
                 `redis.Redis` or `redis.RedisCluster`: at the top level of a module, if endpoints
                 travel.
-            name: of the queue, without braces; its keys begin with `iq:{name}:`.
+            name: of the queue: 1 to 200 characters that can be printed, no braces. Its keys begin
+                with `iq:{name}:`.
             maxsize: most items that may be put and not taken; 0 or less: unbounded. None: as the
                 queue is, or unbounded if this makes it. Likewise:
             on_failure: as for `IterableQueue`.

@@ -447,7 +447,10 @@ local client = me ~= '0' and me or nil  -- another handle in a process that take
 if client and handle then call('HSET', Q, 'ha', 0) end
 -- Sent again: it has joined before.
 for _, other in ipairs(call('ZRANGE', BEATS, 0, -1)) do
-  if call('HGET', P..'k:'..other, 'token') == token then client = other end
+  if call('HGET', P..'k:'..other, 'token') == token then
+    client = other
+    made = call('HGET', Q, 'maker') == client
+  end
 end
 if not client then
   client = call('HINCRBY', Q, 'cl', 1)
