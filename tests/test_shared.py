@@ -71,7 +71,7 @@ from iterable_queue._cells import (
     WORKER,
 )
 from iterable_queue._channel import Hand
-from iterable_queue._core import Waiting
+from iterable_queue._core import ASKED_S, Waiting
 from iterable_queue._directory import Address
 from iterable_queue._ledger import Ledger
 from iterable_queue._liveness import is_held, try_hold
@@ -904,6 +904,26 @@ def test_looks_are_rare(parts: Parts) -> None:
     assert parts.cell(3, KIND) == PROCESS
     parts.maker._looked_at -= _shared.LOOK_S
     parts.maker.look_now_and_then()
+    assert parts.cell(3, KIND) == cells_.FREE
+
+
+def test_who_asks_how_the_queue_is_has_the_dead_found_first(parts: Parts) -> None:
+    """Also where another has the lock just then, for longer than a sleeper's look would wait."""
+    other = parts.join()
+    parts.die(other)
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with parts.maker.runtime.lock:
+            held.set()
+            release.wait(20)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(20)
+    threading.Timer(0.1, release.set).start()
+    parts.maker.look(ASKED_S)
+    holder.join(20)
     assert parts.cell(3, KIND) == cells_.FREE
 
 

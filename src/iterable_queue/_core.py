@@ -55,6 +55,8 @@ IN_LOOP: Final = -1.0
 """The deadline of a coroutine's attempt, which is not to keep its event loop: it tries again."""
 BRIEFLY_S: Final = 0.01
 """How long the lock is waited for by what can be done later or left undone, in seconds."""
+ASKED_S: Final = 1.0
+"""How long by a look for those who ask how the queue is: an answer that is late is better."""
 _PACKAGE: Final = __name__.partition(".")[0]
 _USERS: Final = tuple(f"{_PACKAGE}.testing.{name}" for name in ("_promises", "_actors"))
 """Modules of this package that play its user."""
@@ -319,9 +321,12 @@ class Core:
         if not is_lock_busy(error):
             raise error
 
-    def look(self) -> None:
-        """What a sleeper does after a slice: see who has died, and repair missed wake-ups."""
-        self.try_transact(BRIEFLY_S, self.ledger.settle)
+    def look(self, patience_s: float = BRIEFLY_S) -> None:
+        """What a sleeper does after a slice: see who has died, and repair missed wake-ups.
+
+        *patience_s*: how long the lock is waited for at most, in seconds; else this is left undone.
+        """
+        self.try_transact(patience_s, self.ledger.settle)
 
     # -- waiting ---------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from iterable_queue import _cells as cells_
 from iterable_queue import _errors
 from iterable_queue._cells import CONSUMER, PRODUCER, QUEUE, WORKER
 from iterable_queue._core import (
+    ASKED_S,
     Core,
     check_exception,
     check_int,
@@ -360,7 +361,7 @@ class IterableQueue(Generic[T]):
         from iterable_queue._explain import statistics
 
         core = self._here()
-        core.look()
+        core.look(ASKED_S)
         return core.transact(statistics, core)
 
     def explain(self) -> str:
@@ -368,7 +369,7 @@ class IterableQueue(Generic[T]):
         from iterable_queue._explain import explain
 
         core = self._here()
-        core.look()
+        core.look(ASKED_S)
         return core.transact(explain, core)
 
     def record(self, path: str | PathLike[str], *, interval: float | None = 0.1) -> Recording:

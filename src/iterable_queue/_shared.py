@@ -337,16 +337,16 @@ class SharedCore(Core):
         """The slots of processes that have ended."""
         return [v.slot for v in self.ledger.views(PROCESS) if not self.is_alive(v.slot)]
 
-    def look(self) -> None:
+    def look(self, patience_s: float = BRIEFLY_S) -> None:
         if time.monotonic() - self._looked_at >= LOOK_S:
             self._looked_at = time.monotonic()
             try:
                 self._check_directory()
-                self.try_transact(BRIEFLY_S, partial(self._look, self._find_dead()))
+                self.try_transact(patience_s, partial(self._look, self._find_dead()))
             finally:
                 _news.tell()
         else:
-            super().look()
+            super().look(patience_s)
 
     def _check_directory(self) -> None:
         """Raises if somebody else has removed it; then everybody would seem to be dead."""

@@ -252,7 +252,7 @@ class RedisCore(Core):
     def patience_s(self) -> float:  # type: ignore[override]
         return self.settings.retry_s
 
-    def look(self) -> None:
+    def look(self, patience_s: float = 0.0) -> None:
         _news.tell()
 
     def can_go_on(self) -> bool:

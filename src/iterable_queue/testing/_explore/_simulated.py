@@ -55,7 +55,7 @@ from iterable_queue._cells import (
 )
 from iterable_queue._channel import Hand
 from iterable_queue._channels.threads import ThreadChannel
-from iterable_queue._core import Core
+from iterable_queue._core import BRIEFLY_S, Core
 from iterable_queue._endpoints import Endpoint
 from iterable_queue._errors import EndpointElsewhere, pack_error, unpack_error
 from iterable_queue._ledger import Ledger
@@ -582,7 +582,7 @@ class SimulatedCore(Core):
             ledger.head[HOLDER] = 0
             lock.holder = None
 
-    def look(self) -> None:
+    def look(self, patience_s: float = BRIEFLY_S) -> None:
         if self._schedule.deaths and not self.shared.threaded:
             self.transact(self._bury_the_dead)
 
