@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import weakref
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from iterable_queue import _forks
 from iterable_queue._cells import QUEUE
@@ -17,9 +17,6 @@ from iterable_queue._channels.redis.core import RedisCore
 from iterable_queue._channels.redis.settings import Address, Options, Settings
 from iterable_queue._core import Core, thread_core
 from iterable_queue._errors import ChannelBroken
-
-if TYPE_CHECKING:
-    pass
 
 _attached: weakref.WeakValueDictionary[tuple[str, str], RedisCore] = weakref.WeakValueDictionary()
 """By server and name: one part in a queue for each process, however many endpoints it holds."""

@@ -532,7 +532,7 @@ class Link:
         if number is None:
             return
         while self._asked("CLIENT", "LIST", "ID", number) and time.monotonic() < until:
-            time.sleep(0.002)
+            time.sleep(0.002)  # no command waits for that: it is asked again
 
     def _asked(self, *command: object) -> Any:
         """The answer to *command*, if it comes before the deadline."""
