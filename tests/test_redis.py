@@ -36,6 +36,7 @@ from iterable_queue import (
     ProducerFailed,
 )
 from iterable_queue._cells import FORKED
+from iterable_queue._channels.redis.claims import FEW_TIMES, IN_VAIN, NOT_AGAIN, Own
 from tests.conftest import FORKS, Processes, wait_until
 from tests.redis_server import (
     SERVER,
@@ -957,6 +958,28 @@ def test_what_a_fork_may_have_taken_along_is_marked_once(server: Server) -> None
         assert {int(client.hget(f"iq:{{q1}}:e:{n}", "f")) for n in range(1, 12)} == {FORKED}
         assert client.hget("iq:{q1}:q", "ha") == b"0"
     iq.cancel()
+
+
+def test_a_consumer_asks_later_as_long_as_it_finds_more_by_that() -> None:
+    own = Own(0)
+    hand: Any = SimpleNamespace(since=0)
+
+    def claims(*counts: int) -> bool:
+        for count in counts:
+            own.gather(hand, 1_000_000_000)  # a second after its last claim: it needs no sleep
+            own.learn(count, 100)
+        return own.gathers
+
+    assert not claims(*[2] * (FEW_TIMES - 1))
+    assert claims(2), "it found few, again and again"
+    vain = [2] * (IN_VAIN - 1)
+    assert claims(*vain, 3, *vain, 3), "now and then it found no more, which is chance"
+    for _ in range(IN_VAIN):
+        own.learn(1, 100)
+    assert own.gathers, "those it asked for at once"
+    assert not claims(*[1] * IN_VAIN), "it has not found more for some time"
+    assert not claims(*[1] * (NOT_AGAIN + FEW_TIMES - 1)), "so it asks at once, for a while"
+    assert claims(1)
 
 
 def test_importing_the_package_imports_no_client() -> None:

@@ -31,8 +31,10 @@ FEW: Final = 2
 """Items of a claim that are not several."""
 FEW_TIMES: Final = 16
 """After so many claims of few items a consumer tries whether it finds more if it asks later;"""
+IN_VAIN: Final = 4
+"""and if it does not, so many times in a row (once may be chance: who puts had no processor),"""
 NOT_AGAIN: Final = 256
-"""and if it does not, it tries that again after so many claims."""
+"""it tries that again after so many claims."""
 
 
 class Tags:
@@ -190,12 +192,16 @@ class Own:
     def learn(self, count: int, limit: int) -> None:
         """A claim had so many items, of *limit* at most."""
         if self.gathers:
-            if self._has_gathered and count <= FEW:
+            if self._has_gathered:
+                self._few = self._few + 1 if count <= FEW else 0
+            if self._few >= IN_VAIN:
                 self.gathers = False
                 self._few = -NOT_AGAIN
         elif count <= FEW and limit > FEW:
             self._few += 1
-            self.gathers = self._few >= FEW_TIMES
+            if self._few >= FEW_TIMES:
+                self.gathers = True
+                self._few = 0
         else:
             self._few = min(self._few, 0)
         self._has_gathered = False

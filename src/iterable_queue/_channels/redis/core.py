@@ -355,14 +355,14 @@ class RedisCore(Core):
             hand: Hand | None = endpoint._hands.get(threading.get_ident())  # pyright: ignore[reportPrivateUsage]
             if hand is not None and hand.own is not None and deadline is None:
                 hand.own.gather(hand, self.ledger.now())
-        silence = [self.not_in_time]  # also of who had the lock until then
+        silence = [""]  # also of who had the lock until then
         trying = partial(self._tried, attempt, deadline, silence)
         if super().wait(trying, condition, deadline, endpoint):
             return True
         if silence and condition is self.runtime.items:
-            raise Empty(f"{silence[0]}; nothing was taken")
+            raise Empty(f"{silence[0] or self.not_in_time}; nothing was taken")
         if silence and condition is self.runtime.room:
-            raise Full(f"{silence[0]}; nothing was put")
+            raise Full(f"{silence[0] or self.not_in_time}; nothing was put")
         return False
 
     def awaiting(

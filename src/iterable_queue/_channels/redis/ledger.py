@@ -68,6 +68,9 @@ RECALL_S: Final = 1.0
 CHUNK: Final = 1000
 CHUNK_BYTES: Final = 1 << 16
 """At most this many items are put by one call, and no more bytes than these, but for one item."""
+STATE_BITS: Final = 3
+STATE_MASK: Final = (1 << STATE_BITS) - 1
+"""Of what PUT answers, these bits are the state of the queue; above them is how many were put."""
 COUNTS: Final = (
     (STATE, b"st"),
     (MAXSIZE, b"ms"),
@@ -156,7 +159,6 @@ class RedisLedger(Ledger):
         "_fetched",
         "_held",
         "_indices",
-        "_put_ever",
         "_queued",
         "_reported",
         "_unreported",
@@ -186,7 +188,7 @@ class RedisLedger(Ledger):
         self._indices: dict[int, int] = {}
         self._fetched: dict[int, SlotView] = {}
         self._views: list[SlotView] = []
-        self._queued = self._ahead = self._held = self._put_ever = 0
+        self._queued = self._ahead = self._held = 0
         self.unsigned = 0
         self.made_at = ""
         self._reported: dict[int, int] = {}
@@ -235,9 +237,9 @@ class RedisLedger(Ledger):
             try:
                 arguments = slot, kind, int(self.waits), *items
                 if self.sending is None:
-                    done, state = self.link.call(PUT, *arguments, what=what)
+                    answer = self.link.call(PUT, *arguments, what=what)
                 else:
-                    done, state = self.sending.call(*arguments, what=what)
+                    answer = self.sending.call(*arguments, what=what)
             except Late as error:
                 if self.link.is_unsure:
                     raise ChannelBroken(
@@ -245,7 +247,8 @@ class RedisLedger(Ledger):
                         "sent and not answered"
                     ) from error
                 raise
-            self.head[STATE] = state
+            # Both in one number, also below 0: a list of two takes the client 10 us more to read.
+            done, self.head[STATE] = answer >> STATE_BITS, answer & STATE_MASK
             if done < 0:
                 raise self._why_not(done, slot, kind)
             del payloads[:done], items[:done]
@@ -588,7 +591,6 @@ class RedisLedger(Ledger):
             head[cell] = int(counts.get(name, 0))
         self._queued = looked[1] + looked[2]
         self._ahead, self._held = looked[2:4]
-        self._put_ever = int(counts.get(b"pt", 0))
         self.unsigned = int(counts.get(b"xs", 0))
         head[cells_.HIGHEST] = max(head[cells_.HIGHEST], self._queued)
         clients: list[Any] = looked[5]
@@ -605,7 +607,9 @@ class RedisLedger(Ledger):
 
     def put_in_all(self) -> tuple[int, int]:
         self.look()
-        return self._put_ever, self._queued
+        head = self.head
+        put = self._queued + self.taken() + head[cells_.DROPPED] - head[cells_.RETURNED]
+        return put, self._queued
 
     def drained(self, *, fold: bool = True) -> bool:
         head = self.head
