@@ -1,7 +1,8 @@
 """What is public: the names that run time has and those that type checkers see, and what they say.
 
-mypy is asked by way of its `stubtest`, pyright by way of its `--verifytypes`; each is skipped where
-it isn't installed. What can be said of names without them is in `tests/test_packaging.py`.
+pyright is asked by way of its `--verifytypes`, and skipped where it isn't installed. mypy is asked
+by `stubtest`, which is a check of its own, as it is for the stubs in `typings`. What can be said of
+names without them is in `tests/test_packaging.py`.
 """
 
 from __future__ import annotations
@@ -161,26 +162,8 @@ def run(tool: str, *arguments: str, cwd: Path) -> str:
     return finished.stdout
 
 
-@pytest.mark.time_limit(TIME_LIMIT_S)
-def test_mypy_sees_what_run_time_has(tmp_path: Path) -> None:
-    """Names, parameters and their defaults, and kinds of everything public."""
-    config = tmp_path / "mypy.ini"
-    config.write_text("[mypy]\n")
-    (tmp_path / "allowlist").write_text(r"iterable_queue\.(testing\.)?_.*" + "\n")
-    printed = run(
-        "mypy.stubtest",
-        "iterable_queue",
-        f"--mypy-config-file={config}",
-        f"--allowlist={tmp_path / 'allowlist'}",
-        "--ignore-unused-allowlist",
-        "--concise",
-        cwd=tmp_path,
-    )
-    assert printed == ""
-
-
-@pytest.fixture
-def verified(tmp_path: Path) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def verified(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What pyright says of the package's types."""
     printed = run(
         "pyright",
@@ -188,7 +171,7 @@ def verified(tmp_path: Path) -> dict[str, Any]:
         "--ignoreexternal",
         "--outputjson",
         f"--pythonpath={sys.executable}",
-        cwd=tmp_path,
+        cwd=tmp_path_factory.mktemp("elsewhere"),
     )
     result: dict[str, Any] = json.loads(printed)["typeCompleteness"]
     assert Path(result["packageRootDirectory"]) == PACKAGE

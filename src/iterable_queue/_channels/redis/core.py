@@ -55,7 +55,7 @@ from iterable_queue._channels.redis.calls import (
 )
 from iterable_queue._channels.redis.channel import RedisChannel
 from iterable_queue._channels.redis.ledger import CHUNK, RedisLedger, Sending
-from iterable_queue._channels.redis.link import BRIEFLY_S, LAST_WORDS_S, LOOP_S, Late, Link
+from iterable_queue._channels.redis.link import BRIEFLY_S, LAST_WORDS_S, LOOP_S, Late, Link, unsure
 from iterable_queue._channels.redis.listener import SLEEPERS, Listener
 from iterable_queue._channels.redis.runtime import RedisRuntime
 from iterable_queue._channels.redis.sealer import Sealer
@@ -425,7 +425,7 @@ class RedisCore(Core):
             away_since = min(away_since, now)
             is_late = deadline is not None and now >= deadline
             if sending is not None and sending.is_unsure:
-                said += "; whether the item was put is not known: it was sent, and not answered"
+                said += unsure("the item was put")
                 if is_late:
                     raise ChannelBroken(said)
             if is_late:

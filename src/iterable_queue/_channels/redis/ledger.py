@@ -43,7 +43,7 @@ from iterable_queue._channels.redis.calls import (
 )
 from iterable_queue._channels.redis.channel import RedisChannel
 from iterable_queue._channels.redis.claims import Claim, Own, Tags, producer_of
-from iterable_queue._channels.redis.link import Late, Link, Owed
+from iterable_queue._channels.redis.link import Late, Link, Owed, unsure
 from iterable_queue._channels.redis.runtime import RedisRuntime
 from iterable_queue._errors import (
     ChannelBroken,
@@ -242,10 +242,7 @@ class RedisLedger(Ledger):
                     answer = self.sending.call(*arguments, what=what)
             except Late as error:
                 if self.link.is_unsure:
-                    raise ChannelBroken(
-                        f"{what}: {error}; whether the item was put is not known, since it was "
-                        "sent and not answered"
-                    ) from error
+                    raise ChannelBroken(f"{what}: {error}{unsure('the item was put')}") from error
                 raise
             # Both in one number, also below 0: a list of two takes the client 10 us more to read.
             done, self.head[STATE] = answer >> STATE_BITS, answer & STATE_MASK

@@ -420,11 +420,7 @@ class Link:
                 f"{said(error)}"
             ) from error
         if now + pause_s >= until:
-            sure = (
-                "; whether the call was made is not known: it was sent, and not answered"
-                if self.is_unsure
-                else ""
-            )
+            sure = unsure("the call was made") if self.is_unsure else ""
             raise ChannelBroken(
                 f"{what}: the server at {self.address} could not be reached for "
                 f"{now - since:.1f} s, the last time for {said(error)}"
@@ -598,6 +594,11 @@ def _remedy(text: str) -> str:
             "command or the key"
         )
     return ""
+
+
+def unsure(what: str) -> str:
+    """The end of an error's text: nobody can know whether *what*."""
+    return f"; whether {what} is not known: it was sent, and not answered"
 
 
 def said(error: BaseException | None) -> str:
