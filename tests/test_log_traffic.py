@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
-from itertools import count, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, cast
@@ -848,6 +848,30 @@ def test_two_loops_over_one_consumer(way: None) -> None:
         got += [next(first), next(second), source.get(), next(source)]
     assert got == list(range(100))
     assert list(first) == list(second) == []
+
+
+def test_threads_that_share_a_loop(way: None) -> None:
+    """Each item is handed out once, whichever of them it is that claims."""
+    most, threads = 100_000, 4
+    iq = IterableQueue[int]()
+    out, source = iq.get_producer(), iq.get_consumer()
+    iq.close()
+    items = iter(source)
+    got: list[list[int]] = [[] for _ in range(threads)]
+    takers = [threading.Thread(target=each.extend, args=(items,)) for each in got]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for taker in takers:
+            taker.start()
+        with out:
+            actors.put(out, *range(most))
+        for taker in takers:
+            taker.join(PATIENCE_S)
+    finally:
+        sys.setswitchinterval(before)
+    assert sorted(chain.from_iterable(got)) == list(range(most))
+    assert iq.join(PATIENCE_S)
 
 
 # What is said of it

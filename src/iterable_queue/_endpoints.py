@@ -92,6 +92,9 @@ CHUNK_BYTES = 1 << 16
 
 _NO_GET: Final = dict.fromkeys(
     ("get", "get_nowait", "get_many", "aget", "aget_many"),
+Claimed: TypeAlias = tuple["Hand | None", list[Any], bool, Any, Callable[[bool], object], int]
+"""A hand and its claim: `opened`, `view`, `gate` and `next_at` go with that."""
+NOTHING: Final[Claimed] = None, GONE, False, None, bool, 0
     "a producer can only put; take items from a consumer, which the queue's get_consumer() makes",
 )
 _NO_PUT: Final = dict.fromkeys(
@@ -1178,28 +1181,41 @@ class _Getting(Endpoint, Generic[T]):
         It raises StopIteration where *state* has the next items, or None in the first place: then
         there are none any more.
         """
-        hand: Hand | None = None
-        claim: list[Any] = GONE
-        opened = False
-        cells: Any = None
-        gate: Callable[[bool], object] = bool
-        next_at = 0
+        claimed: Claimed = NOTHING
+        owner = 0
+        is_shared = False
         loads: Any = self._loads
         plain = bool(self._plain)
         head = self._head
 
         def step(_: None) -> T:
-            nonlocal hand, claim, opened, cells, gate, next_at
+            nonlocal claimed, owner, is_shared
+            me = get_ident()
+            # Together: another thread may be in here as well.
+            hand, claim, opened, cells, gate, next_at = claimed
+            last = owner
             if hand is not None and hand.feed is not None:
                 self._end_feed(hand)
-            if not claim or hand.claim is not claim:  # type: ignore[union-attr]
+            if last != me or not claim or hand.claim is not claim:  # type: ignore[union-attr]
+                is_shared = is_shared or last not in (me, 0)
                 claim = GONE
-                hand = self._hands.get(get_ident())
+                hand = self._hands.get(me)
                 if hand is not None and hand.claim and hand.feed is None and not hand.busy:
                     opened, cells, gate = hand.opened, hand.view, hand.gate
                     next_at = hand.next_at
+
+        Threads may share an iterator: what one has claimed is known here together with whose it is.
+        Once a second one has come, nothing is got ready for them that either could take.
                     claim = hand.claim
-                    if len(claim) >= FEED_LEAST and (opened or plain) and not head[MAXSIZE]:
+                    # Together.
+                    claimed = hand, claim, opened, cells, gate, next_at
+                    owner = me
+                    if (
+                        len(claim) >= FEED_LEAST
+                        and (opened or plain)
+                        and not head[MAXSIZE]
+                        and not is_shared
+                    ):
                         feed = self._feed(hand)
                         if feed is not None:
                             state[1] = feed
@@ -1207,7 +1223,7 @@ class _Getting(Endpoint, Generic[T]):
             # As in `_hand_out`, which says why.
             while claim and hand.claim is claim:  # type: ignore[union-attr]
                 at = hand.next  # type: ignore[union-attr]
-                cells[next_at] = at + 1
+                cells[next_at] = at + 1  # pyright: ignore[reportOptionalSubscript]
                 is_mine = gate(False)
                 if hand.next != at:  # type: ignore[union-attr]
                     break
@@ -1234,7 +1250,9 @@ class _Getting(Endpoint, Generic[T]):
                 hand.next = at + 1  # type: ignore[union-attr]
                 del claim[-1]
                 return item  # type: ignore[no-any-return]
-            claim = GONE
+            # Together.
+            claimed = NOTHING
+            owner = me
             try:
                 # No call after this one: what it returns would be lost by an interrupt.
                 return self.__next__()
