@@ -278,6 +278,61 @@ def test_many_tasks_at_once(context: Context) -> None:
     assert ends(iq) == "done"
 
 
+def test_a_task_that_ends_before_it_uses_its_producer(context: Context) -> None:
+    """The endpoint was there before the worker, so one that was forked has a copy of it as well."""
+    iq = IterableQueue[int](context=context)
+    source = iq.get_consumer()
+    out = iq.get_producer()
+    iq.close()
+    with ProcessPoolExecutor(1, mp_context=context) as executor:
+        executor.submit(actors.nothing, out).result(PATIENCE_S)
+        with pytest.raises(ProducerFailed, match="dropped, without having been used, by the proc"):
+            source.get(timeout=PATIENCE_S)
+
+
+@FORKS
+def test_what_arrives_in_a_forked_process_is_not_the_copy_that_was_inherited() -> None:
+    """Unless that was used before: then it is."""
+    iq = IterableQueue[int]()
+    source = iq.get_consumer()
+    outs = [iq.get_producer(), iq.get_producer()]
+    iq.close()
+    sent = [pickle.dumps(out) for out in outs]
+    back, there = Pipe(duplex=False)
+
+    def child() -> Iterator[object]:
+        copy, used = outs
+        came = pickle.loads(sent[0])
+        yield came is copy
+        for call in (lambda: copy.put(1), copy.clone, copy.qsize):
+            try:
+                yield call()
+            except EndpointElsewhere as refusal:
+                yield str(refusal)
+        copy.close()
+        yield copy.closed
+        came.put(2)
+        came.close()
+        used.put(3)
+        yield pickle.loads(sent[1]) is used
+        used.close()
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            there.send(list(child()))
+        finally:
+            os._exit(0)
+    assert back.poll(PATIENCE_S)
+    is_copy, *refusals, is_closed, is_used = back.recv()
+    os.waitpid(pid, 0)
+    assert (is_copy, is_closed, is_used) == (False, True, True)
+    for refusal in refusals:
+        assert refusal.startswith(f"producer 2 has come to process {pid} by a pickle as well, and")
+    assert sorted(source) == [2, 3]
+    assert ends(iq) == "done"
+
+
 def test_a_thread_queue_does_not_travel() -> None:
     iq = IterableQueue[int].threaded()
     for thing in (iq, iq.get_producer(), iq.get_consumer(), iq.get_worker()):

@@ -195,6 +195,7 @@ class Core:
         dumps, loads: how items cross to other processes; None: they are handed over as they are.
         elsewhere: True in a forked child in which nothing here may be used any more.
         endpoints: those of this process that are referred to, for a fork to find.
+        copies: those that the fork which made this process has copied.
     """
 
     dumps: Callable[[Any], bytes] | None = None
@@ -240,6 +241,7 @@ class Core:
         self._nameless_at = 0.0
         """When the lock was last found busy with nobody's name on it, and not had since."""
         self.endpoints: WeakSet[Endpoint] = self.endpoint_set()
+        self.copies: WeakSet[Endpoint] = WeakSet()
         self._pid = os.getpid()
         self._dropped: deque[tuple[int, int]] = deque()
         self.desks: dict[Any, Desk] = {}
@@ -665,6 +667,22 @@ class Core:
         self.leave_loops()
         for endpoint in _forks.members_of(self.endpoints):
             endpoint.forget()
+
+    def arrived(self, slot: int, number: int, *, taken: bool) -> Endpoint | None:
+        """The endpoint that has just come here by a pickle, if this process has it already.
+
+        *taken*: it is this process's now. Then a copy of it that was inherited and not used gives
+        way to the one that has come. What refers to such a copy may be a frame of the parent's, to
+        which this process never returns: it would be kept, and nobody could see that the other one
+        was dropped. Lock held, so that no other thread takes the copy into use meanwhile.
+        """
+        for endpoint in _forks.members_of(self.endpoints):
+            if endpoint.slot != slot or endpoint.number != number:
+                continue
+            if not taken or endpoint not in self.copies or not endpoint.give_way():
+                return endpoint
+            self.endpoints.discard(endpoint)
+        return None
 
     def check_here(self) -> None:
         """Raises `EndpointElsewhere` in a process that can't use this queue."""

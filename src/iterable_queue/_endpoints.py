@@ -7,6 +7,7 @@ coroutines go on in `_aio`, when they can't be done with at once.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -267,6 +268,18 @@ class Endpoint:
 
     def set_blocked(self, waits: bool, who: int | None = None) -> None:
         """*who*, or the calling thread, waits in a call, or does so no more."""
+    def give_way(self) -> bool:
+        """This copy is not to be used, since the endpoint came here again. False: it is used."""
+        if self._ready or self._closed:
+            return False
+        self.give_up(
+            EndpointElsewhere(
+                f"{self._name} has come to process {os.getpid()} by a pickle as well, and is to be "
+                "used as it came (an argument of a task, say); this copy was inherited by a fork"
+            )
+        )
+        return True
+
         change = self._blocked.add if waits else self._blocked.discard
         change(get_ident() if who is None else who)
         stored = -1

@@ -546,7 +546,8 @@ class SharedCore(Core):
         self.leave_loops()
         self._log.after_fork_in_child()
         self.ledger.hands.clear()
-        for endpoint in _forks.members_of(self.endpoints):
+        self.copies = weakref.WeakSet(copies)
+        for endpoint in copies:
             endpoint.forget()
         if self._heir is not None:
             slot, self._life = self._heir
@@ -571,6 +572,11 @@ class SharedCore(Core):
         return attach, (self.address, kind, slot, number, generation, launch.slot, launch.duplicate)
 
     def _send(self, slot: int, number: int, kind: int, launch: _Launch | None = None) -> int:
+    def receive(self, slot: int, number: int, generation: int) -> Endpoint | None:
+        """Take the endpoint that has come by a pickle. Returns it if it is here already."""
+        taken = self.ledger.take_over(slot, number, generation)
+        return self.arrived(slot, number, taken=taken)
+
         """Note that a copy goes off. Returns the generation that makes it valid."""
         ledger = self.ledger
         if kind == QUEUE:
@@ -813,12 +819,11 @@ def attach(
     try:
         core = _attach(address, heir, fd)
         if kind != QUEUE:
-            core.transact(core.ledger.take_over, slot, number, generation)
-            for endpoint in _forks.members_of(core.endpoints):
-                if endpoint.slot == slot and endpoint.number == number:
-                    if core.ledger.head[cells_.WATCHED] > 0:
-                        core.watch(endpoint)  # inherited, perhaps, before that
-                    return endpoint
+            endpoint = core.transact(core.receive, slot, number, generation)
+            if endpoint is not None:
+                if core.ledger.head[cells_.WATCHED] > 0:
+                    core.watch(endpoint)  # inherited, perhaps, before that
+                return endpoint
     except Exception as error:
         lost = ChannelBroken(
             f"the queue can't be reached from process {os.getpid()}: {error}. It ends with the "

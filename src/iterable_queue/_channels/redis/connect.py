@@ -63,10 +63,9 @@ def attach(
     try:
         core = _attach(address, heir, fd)
         if kind != QUEUE:
-            core.transact(core.know, number, kind, generation)
-            for endpoint in _forks.members_of(core.endpoints):
-                if endpoint.slot == number and endpoint.number == number:
-                    return endpoint
+            endpoint = core.transact(core.receive, number, kind, generation)
+            if endpoint is not None:
+                return endpoint
     except Exception as error:
         lost = ChannelBroken(f"the queue can't be reached from process {os.getpid()}: {error}")
         core = thread_core(SimpleQueue(), 0)  # a stand-in: calls raise *lost* before using it

@@ -284,13 +284,14 @@ class RedisCore(Core):
         self._left = True
         self.link.drop()
 
-    def know(self, number: int, kind: int, generation: int) -> None:
-        """An endpoint came here by a pickle: it is taken, if it is still to be had."""
+    def receive(self, number: int, kind: int, generation: int) -> Endpoint | None:
+        """Take the endpoint that has come by a pickle. Returns it if it is here already."""
         ledger = self.ledger
         ledger.take_over(number, number, generation)
         if ledger.is_open(number, number):
             ledger.know(number, kind, ledger.view(number).flags)
 
+        return self.arrived(number, number, taken=taken)
     # -- what the listener hears -----------------------------------------------------------------
 
     def was_told(self, message: list[str]) -> str:
@@ -648,6 +649,7 @@ class RedisCore(Core):
         self.leave_loops()
         ledger = self.ledger
         for endpoint in _forks.members_of(self.endpoints):
+        self.copies = weakref.WeakSet(_forks.members_of(self.endpoints))
             endpoint.forget()
         ledger.forget_all()
         ledger.me = 0
