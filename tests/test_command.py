@@ -254,9 +254,8 @@ def test_rates_take_two_looks(
         source.get_many(4)
 
     with monkeypatch.context() as patch:
-        patch.setattr(
-            _top, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: now[0], time=time.time)
-        )
+        patch.setattr(_top, "time", SimpleNamespace(sleep=sleep, time=time.time))
+        patch.setattr(_top, "monotonic", lambda: now[0])
         [seen] = objects(capsys, "top", "--json", "--interval", "2")
     assert slept == [2.0]
     assert (seen["put_per_s"], seen["taken_per_s"]) == (5.0, 2.0)

@@ -62,6 +62,7 @@ LIGHT = {
         "",
         "_cells",
         "_channel",
+        "_clock",
         "_core",
         "_endpoints",
         "_errors",

@@ -36,10 +36,10 @@ from functools import partial
 from itertools import islice
 from queue import Empty, Full
 from threading import get_ident
-from time import monotonic_ns
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from iterable_queue._channel import EMPTY
+from iterable_queue._clock import monotonic_ns
 from iterable_queue._core import Waiting, check_limit
 from iterable_queue._endpoints import TURN_NS
 from iterable_queue._errors import ChannelBroken

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 from iterable_queue import _mutex, _news
 from iterable_queue._cells import HEAD_SIZE, SLOT_SIZE
 from iterable_queue._channels.log import reserve
+from iterable_queue._clock import monotonic
 from iterable_queue._liveness import is_held, runs
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def _sweep(semlock: type[SemLock]) -> None:
     Done at most once a minute: it looks at the locks of every queue of this user.
     """
     global _swept_at
-    now = time.monotonic()
+    now = monotonic()
     if now - _swept_at < 60:
         return
     _swept_at = now

@@ -19,7 +19,6 @@ from operator import attrgetter, getitem, itemgetter, setitem
 from os import sched_yield
 from queue import Empty, Full, SimpleQueue
 from threading import get_ident
-from time import monotonic_ns
 from types import FrameType, FunctionType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Self, TypeVar, cast
 
@@ -49,6 +48,7 @@ from iterable_queue._channel import (
     pack_large,
     pack_small,
 )
+from iterable_queue._clock import monotonic_ns
 from iterable_queue._core import (
     IN_LOOP,
     Core,

@@ -20,13 +20,14 @@ import mmap
 import operator
 import os
 import sys
-import time
 from _io import _IOBase  # pyright: ignore[reportPrivateUsage]
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from itertools import repeat, starmap
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, cast
+
+from iterable_queue._clock import monotonic_ns
 
 if TYPE_CHECKING:
     from iterable_queue._runtime import Lock
@@ -144,7 +145,7 @@ class Mutex:
     def waiting(self, timeout_s: float) -> Lock:
         """A guard that gives up after that many seconds."""
         # An absolute time is needed, a `timespec`: made by C functions only, as all of a guard is.
-        now = starmap(time.monotonic_ns, repeat(()))
+        now = starmap(monotonic_ns, repeat(()))
         until = map(operator.add, now, repeat(int(timeout_s * SECOND)))
         specs = starmap(Struct("ll").pack, map(divmod, until, repeat(SECOND)))
         lock = self._letting_go.pthread_mutex_clocklock

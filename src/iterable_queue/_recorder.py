@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from iterable_queue import _cells as cells_
 from iterable_queue import _news
+from iterable_queue._clock import monotonic
 from iterable_queue._core import check_seconds
 from iterable_queue._errors import IterableQueueError
 from iterable_queue._explain import statistics
@@ -150,12 +151,12 @@ class FileRecording:
 
     def _run(self, interval: float) -> None:
         """The thread. An error ends the recording, and nothing else."""
-        due = time.monotonic() + interval
+        due = monotonic() + interval
         try:
-            while not self._stop.wait(max(due - time.monotonic(), 0.0)):
+            while not self._stop.wait(max(due - monotonic(), 0.0)):
                 if not self._sample():
                     return
-                due = max(due + interval, time.monotonic())
+                due = max(due + interval, monotonic())
         except IterableQueueError:
             self._end("gone")
         except Exception as error:

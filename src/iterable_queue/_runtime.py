@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import errno
 import threading
-import time
 from collections.abc import Callable, MutableSequence
 from itertools import repeat, starmap
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Final, Protocol, cast
+
+from iterable_queue import _clock
 
 SLICE_S = 0.25
 """No sleep is longer than this, in seconds: what a lost wake-up or an unseen death can cost."""
@@ -296,8 +297,8 @@ class LocalErrors:
 class ThreadRuntime:
     """Plain lists, a re-entrant lock (so that a nested call can be told and refused), tokens."""
 
-    now = staticmethod(time.monotonic_ns)
-    monotonic = staticmethod(time.monotonic)
+    now = staticmethod(_clock.monotonic_ns)
+    monotonic = staticmethod(_clock.monotonic)
 
     def __init__(self, head_size: int, waiters: tuple[int, int, int]) -> None:
         self.head: Cells = [0] * head_size

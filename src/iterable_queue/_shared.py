@@ -73,6 +73,7 @@ from iterable_queue._cells import (
 )
 from iterable_queue._channel import Hand
 from iterable_queue._channels.log import LogChannel, reserve
+from iterable_queue._clock import monotonic
 from iterable_queue._core import BRIEFLY_S, Core, stays_here, thread_core
 from iterable_queue._directory import Address, make_directory, remove
 from iterable_queue._errors import (
@@ -189,7 +190,7 @@ class SharedCore(Core):
             if holder != self.ledger.me and not self.is_alive(holder):
                 self._mend(holder)
             return
-        now = time.monotonic()
+        now = monotonic()
         if now - self._nameless_at > SUSPICION_GAP_S:
             self._nameless_since = now
         self._nameless_at = now
@@ -226,7 +227,7 @@ class SharedCore(Core):
         processes = list(self.ledger.views(PROCESS))
         living = [view.number for view in processes if self.is_alive(view.slot)]
         dead = len(living) < len(processes)
-        if not dead and time.monotonic() - self._nameless_since < DEATHLESS_S:
+        if not dead and monotonic() - self._nameless_since < DEATHLESS_S:
             return
         if not any(may_be_stopped(pid) for pid in living if pid != os.getpid()):
             self._mend(0)
@@ -338,8 +339,8 @@ class SharedCore(Core):
         return [v.slot for v in self.ledger.views(PROCESS) if not self.is_alive(v.slot)]
 
     def look(self, patience_s: float = BRIEFLY_S) -> None:
-        if time.monotonic() - self._looked_at >= LOOK_S:
-            self._looked_at = time.monotonic()
+        if monotonic() - self._looked_at >= LOOK_S:
+            self._looked_at = monotonic()
             try:
                 self._check_directory()
                 self.try_transact(patience_s, partial(self._look, self._find_dead()))
@@ -457,7 +458,7 @@ class SharedCore(Core):
             # as it takes to see that a holder is dead, or nobody could tell whose the endpoint was
             # if the child were killed before its first call.
             robust = self._shared_runtime.is_robust
-            patience = time.monotonic() + (_forks.PATIENCE_S if robust else FORK_S)
+            patience = monotonic() + (_forks.PATIENCE_S if robust else FORK_S)
             self.transact_until(patience, partial(self._before_fork, arguments))
 
     def _before_fork(self, arguments: tuple[object, ...]) -> None:
@@ -571,12 +572,12 @@ class SharedCore(Core):
         generation = self.transact(self._send, slot, number, kind, launch)
         return attach, (self.address, kind, slot, number, generation, launch.slot, launch.duplicate)
 
-    def _send(self, slot: int, number: int, kind: int, launch: _Launch | None = None) -> int:
     def receive(self, slot: int, number: int, generation: int) -> Endpoint | None:
         """Take the endpoint that has come by a pickle. Returns it if it is here already."""
         taken = self.ledger.take_over(slot, number, generation)
         return self.arrived(slot, number, taken=taken)
 
+    def _send(self, slot: int, number: int, kind: int, launch: _Launch | None = None) -> int:
         """Note that a copy goes off. Returns the generation that makes it valid."""
         ledger = self.ledger
         if kind == QUEUE:

@@ -13,11 +13,11 @@ import errno
 import mmap
 import os
 import pickle
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from iterable_queue import _cells as cells_
+from iterable_queue import _clock
 from iterable_queue._cells import HEAD_SIZE
 from iterable_queue._channels.log import reserve
 from iterable_queue._directory import COUNTING, RECURSIVE, Address, lock_name, semaphore_names
@@ -187,8 +187,8 @@ class SharedRuntime:
         is_robust: the kernel lets the lock go when its holder dies.
     """
 
-    now = staticmethod(time.monotonic_ns)
-    monotonic = staticmethod(time.monotonic)
+    now = staticmethod(_clock.monotonic_ns)
+    monotonic = staticmethod(_clock.monotonic)
 
     def __init__(self, address: Address) -> None:
         self._path = f"{address.path}/cells"

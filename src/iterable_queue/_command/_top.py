@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Final, NamedTuple
 
+from iterable_queue._clock import monotonic
 from iterable_queue._command._find import Found, find
 from iterable_queue._protocols import Statistics
 
@@ -76,7 +77,7 @@ def look(before: Iterable[Seen] = ()) -> list[Seen]:
 
 
 def _seen(found: Found, before: Seen | None) -> Seen:
-    at = time.monotonic()
+    at = monotonic()
     if found.look is None:
         return Seen(found, at, None)
     statistics = found.look.statistics()

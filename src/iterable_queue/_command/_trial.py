@@ -9,11 +9,11 @@ from __future__ import annotations
 import multiprocessing
 import sys
 import threading
-import time
 from multiprocessing.process import BaseProcess
 from typing import Any, Final
 
 from iterable_queue import Consumer, IterableQueue, Producer, ProducerFailed
+from iterable_queue._clock import monotonic
 
 ITEMS: Final = 1_000
 DEADLINE_S: Final = 10.0
@@ -49,11 +49,11 @@ def try_method(method: str) -> float:
         if not numbers.join(timeout=DEADLINE_S):
             raise AssertionError("join() has not seen that all items are finished")
         process.kill()
-        killed = time.monotonic()
+        killed = monotonic()
         try:
             results.get(timeout=DEADLINE_S)
         except ProducerFailed:
-            return time.monotonic() - killed
+            return monotonic() - killed
         raise AssertionError("an item came that nobody has put")
     finally:
         process.kill()

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, NoReturn
 
+from iterable_queue._clock import monotonic
 from iterable_queue._errors import (
     Done,
     EndpointElsewhere,
@@ -79,7 +80,7 @@ class Role(NamedTuple):
     def wait(self, fact: str) -> Any:
         """Wait for *fact*, and return the value that was posted with it."""
         while not self.has(fact):
-            if time.monotonic() > self.deadline or os.path.exists(f"{self.path}/{OVER}"):
+            if monotonic() > self.deadline or os.path.exists(f"{self.path}/{OVER}"):
                 raise Late(f"{self.name} waited in vain for {fact!r}")
             time.sleep(POLL_S)
         return self.read(fact)
@@ -447,7 +448,7 @@ def put_from_a_handler(role: Role, out: Producer[Any], interruptions: int) -> tu
     Returns how many numbers were put, and how often the handler could.
     """
     called = could = count = 0
-    enough = time.monotonic() + 3
+    enough = monotonic() + 3
 
     def handle(_number: int, _frame: object) -> None:
         nonlocal called, could
@@ -461,7 +462,7 @@ def put_from_a_handler(role: Role, out: Producer[Any], interruptions: int) -> tu
     signal.signal(signal.SIGALRM, handle)
     signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
     try:
-        while called < interruptions and not (called and time.monotonic() > enough):
+        while called < interruptions and not (called and monotonic() > enough):
             out.put(count)
             count += 1
     finally:

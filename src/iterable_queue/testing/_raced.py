@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary
 
 from iterable_queue import _cells as cells_
 from iterable_queue._cells import KIND_NAMES, WATCHED
+from iterable_queue._clock import monotonic
 from iterable_queue._core import Core
 from iterable_queue._endpoints import (
     ConsumerEndpoint,
@@ -174,14 +175,14 @@ class Track:
             RaceError: another rule was broken meanwhile.
             FileNotFoundError: the test has left the block, or its process has ended.
         """
-        deadline = time.monotonic() + timeout
-        look_at = time.monotonic() + LOOK_S
+        deadline = monotonic() + timeout
+        look_at = monotonic() + LOOK_S
         while True:
             self.log.read()
             if fact():
                 return True
             self._check_over()
-            now = time.monotonic()
+            now = monotonic()
             if now >= deadline:
                 return False
             if now >= look_at:

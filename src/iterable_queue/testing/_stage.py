@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar
 
+from iterable_queue._clock import monotonic
 from iterable_queue.testing import _actors
 from iterable_queue.testing._actors import OVER, POLL_S, Ending, Late, Role
 from iterable_queue.testing._conformance import (
@@ -194,7 +195,7 @@ class Actor:
             if over and not self.role.has(fact):  # in this order: the fact is posted before the end
                 self.result()
                 raise Broken(f"{self.role.name} ended without {fact!r}")
-            if time.monotonic() > self.role.deadline:
+            if monotonic() > self.role.deadline:
                 raise Late(f"{self.role.name} was waited for in vain: {fact!r}")
             time.sleep(POLL_S)
         return self.role.read(fact)
@@ -206,7 +207,7 @@ class Actor:
             if not self.role.has("end") and not alive:
                 code = None if self.process is None else self.process.exitcode
                 raise Broken(f"{self.role.name} was gone too early, with exit code {code}")
-            if time.monotonic() > self.role.deadline:
+            if monotonic() > self.role.deadline:
                 raise Late(f"{self.role.name} did not end")
             time.sleep(POLL_S)
         outcome: Ending = self.role.read("end")
@@ -230,7 +231,7 @@ class Actor:
     def gone(self) -> None:
         """Wait until its process or thread has ended."""
         while self._runner.is_alive():
-            if time.monotonic() > self.role.deadline:
+            if monotonic() > self.role.deadline:
                 raise Late(f"{self.role.name} did not end")
             time.sleep(POLL_S)
 
@@ -251,13 +252,13 @@ class Actor:
 
         A process that has done its part is given until *until* to leave its queues in order.
         """
-        while self._runner.is_alive() and time.monotonic() < until:
+        while self._runner.is_alive() and monotonic() < until:
             time.sleep(POLL_S)
         process = self.process
         if process is not None and process.pid is not None and process.is_alive():
             _kill(process.pid, signal.SIGKILL)
-            until = time.monotonic() + _GRACE_S
-            while process.is_alive() and time.monotonic() < until:
+            until = monotonic() + _GRACE_S
+            while process.is_alive() and monotonic() < until:
                 time.sleep(POLL_S)
         if self._runner.is_alive():
             return f"{self.role.name} ({self._runner!r}) could not be ended"
@@ -345,7 +346,7 @@ class Stage:
         self.context = bounds.processes
         self.path = path
         self.deadline = deadline
-        self.clock = bounds.clock or time.monotonic
+        self.clock = bounds.clock or monotonic
         self.items = bounds.items
         self.maker = make
         self._threads = bounds.threads
@@ -477,7 +478,7 @@ class Stage:
 
     def check_deadline(self, what: str) -> None:
         """Raises once the deadline has passed; for a loop that waits for *what*."""
-        if time.monotonic() > self.deadline:
+        if monotonic() > self.deadline:
             raise Late(f"waited in vain: {what}")
 
     def until(self, fact: Callable[[], T], what: str) -> T:
@@ -542,7 +543,7 @@ class Stage:
         for name in os.listdir(self.path):  # the processes of a pool that was not brought down
             if name.startswith("pool-") and name.endswith(".pid"):
                 _kill(int(name.removeprefix("pool-").removesuffix(".pid")), signal.SIGKILL)
-        until = time.monotonic() + _GRACE_S
+        until = monotonic() + _GRACE_S
         left = [actor.clear(until) for actor in self._actors]
         self._actors.clear()
         self._kept.clear()
@@ -578,7 +579,7 @@ def run(
     if lacking is not None:
         return _result(promise, "not applicable", lacking, 0.0)
     deadline_s = bounds.deadline_s
-    began = time.monotonic()
+    began = monotonic()
     with tempfile.TemporaryDirectory(prefix="conformance-", ignore_cleanup_errors=True) as path:
         stage = Stage(make, bounds, path, began + deadline_s)
         ended: list[tuple[Outcome, str]] = []
@@ -605,7 +606,7 @@ def run(
         left.append(f"thread {thread.name!r} could not be ended; it is a daemon thread")
     if left:
         outcome, detail = "failed", "\n".join([detail, *(f"left behind: {what}" for what in left)])
-    return _result(promise, outcome, detail.strip(), time.monotonic() - began)
+    return _result(promise, outcome, detail.strip(), monotonic() - began)
 
 
 def _result(

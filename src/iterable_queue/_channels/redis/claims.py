@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from iterable_queue._channel import ENTRY_BYTES, Hand
 from iterable_queue._channels.redis.calls import KEEP, QUIET
 from iterable_queue._channels.redis.link import BRIEFLY_S, LOOP_S, Late
+from iterable_queue._clock import monotonic
 from iterable_queue._core import IN_LOOP
 from iterable_queue._runtime import is_lock_busy
 
@@ -66,7 +67,7 @@ class Claim:
         self.call = call
         self.granted = 0
         self.permits = count
-        self._sure_until = time.monotonic() + SURE_S
+        self._sure_until = monotonic() + SURE_S
 
     def take(self, block: bool) -> bool:
         """Whether one more may be handed out; if so, the server hears of it first."""
@@ -84,9 +85,9 @@ class Claim:
         if self.permits < 1:
             return False
         least_s = LOOP_S if deadline == IN_LOOP else BRIEFLY_S
-        until = max(deadline, time.monotonic() + least_s)
+        until = max(deadline, monotonic() + least_s)
         while (taken := self._take_until(until)) is None:
-            if time.monotonic() >= until:
+            if monotonic() >= until:
                 if deadline == IN_LOOP:
                     return False
                 address = self._ledger.link.address
@@ -113,7 +114,7 @@ class Claim:
         if self.permits < 1:
             return False
         if self.granted:  # the first one was in hand from the beginning
-            if time.monotonic() < self._sure_until:
+            if monotonic() < self._sure_until:
                 self._ledger.link.tell(self.trim())
             else:
                 self._ask()
@@ -129,7 +130,7 @@ class Claim:
         link = self._ledger.link
         what = f"get of consumer {self.hand.partition(':')[0]}"
         link.call(KEEP, self.hand, self.call, self.permits, what=what)
-        self._sure_until = time.monotonic() + SURE_S
+        self._sure_until = monotonic() + SURE_S
 
     def trim(self, kept: int = -1) -> bytes:
         """The command that leaves so many items of it at the server: the next, and those behind."""

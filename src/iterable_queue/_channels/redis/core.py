@@ -13,7 +13,6 @@ import os
 import socket
 import sys
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -60,6 +59,7 @@ from iterable_queue._channels.redis.listener import SLEEPERS, Listener
 from iterable_queue._channels.redis.runtime import RedisRuntime
 from iterable_queue._channels.redis.sealer import Sealer
 from iterable_queue._channels.redis.settings import Address, Options, Settings
+from iterable_queue._clock import monotonic
 from iterable_queue._core import Core, stays_here
 from iterable_queue._errors import ChannelBroken, EndpointElsewhere, WouldDeadlock
 from iterable_queue._exits import install_exit_hooks, watch
@@ -321,7 +321,7 @@ class RedisCore(Core):
         """A child that this process has forked has begun."""
         call = partial(self.link.call, ASSIGN, client, pid)
         with suppress(ChannelBroken, OSError):  # its first call says so as well
-            self.transact_until(time.monotonic() + LEAVE_S, call)
+            self.transact_until(monotonic() + LEAVE_S, call)
 
     def child_ended(self, client: int, pid: int) -> None:
         """A child has ended; if it had not left, its endpoints end.
@@ -331,7 +331,7 @@ class RedisCore(Core):
         """
         call = partial(self.link.call, DEAD, client, self._how_ended(pid))
         with suppress(ChannelBroken, OSError):  # the others find out when it is not heard any more
-            if not self.transact_until(time.monotonic() + LEAVE_S, call):
+            if not self.transact_until(monotonic() + LEAVE_S, call):
                 raise Late(self.not_in_time)
 
     def _how_ended(self, pid: int) -> str:
@@ -422,7 +422,7 @@ class RedisCore(Core):
                 return await super().awaiting(trying, condition, deadline, endpoint)
             except Late as error:
                 said = str(error)
-            now = time.monotonic()
+            now = monotonic()
             away_since = min(away_since, now)
             is_late = deadline is not None and now >= deadline
             if sending is not None and sending.is_unsure:
@@ -452,7 +452,7 @@ class RedisCore(Core):
         before = ledger.waits, ledger.sending
         ledger.waits, ledger.sending = True, sending
         try:
-            return self.link.until(time.monotonic() + patience_s, attempt)
+            return self.link.until(monotonic() + patience_s, attempt)
         finally:
             ledger.waits, ledger.sending = before
 
@@ -469,7 +469,7 @@ class RedisCore(Core):
         try:
             if deadline is None:
                 return attempt()
-            return self.link.until(max(deadline, time.monotonic() + BRIEFLY_S), attempt)
+            return self.link.until(max(deadline, monotonic() + BRIEFLY_S), attempt)
         except Late as error:
             silence.append(str(error))  # the error itself would keep frames, and these the queue
             return False
@@ -487,7 +487,7 @@ class RedisCore(Core):
         while not done:
             if not super().transact_until(deadline, partial(self._tried, attempt, deadline, [])):
                 return False
-            if deadline is not None and time.monotonic() >= deadline:
+            if deadline is not None and monotonic() >= deadline:
                 break
         return bool(done)
 
@@ -521,7 +521,7 @@ class RedisCore(Core):
         """
         transact = partial(self.ledger.transact, transition)
         try:
-            self.link.until(time.monotonic() + 2 * BRIEFLY_S, transact)
+            self.link.until(monotonic() + 2 * BRIEFLY_S, transact)
         except Late:
             return False
         return True
@@ -561,7 +561,7 @@ class RedisCore(Core):
     def _briefly(self, call: Callable[[], R]) -> R:
         """`call()`, if that is not long in coming. Lock held."""
         try:
-            return self.link.until(time.monotonic() + BRIEFLY_S, call)
+            return self.link.until(monotonic() + BRIEFLY_S, call)
         except Late as error:
             raise ChannelBroken(str(error)) from error
 
@@ -589,7 +589,7 @@ class RedisCore(Core):
             return
         untaken = list(self._untaken())
         direct = {id(argument) for argument in arguments}
-        patience = time.monotonic() + _forks.PATIENCE_S
+        patience = monotonic() + _forks.PATIENCE_S
         self.transact_until(patience, partial(self._before_fork, untaken, direct))
 
     def _untaken(self) -> Iterator[Endpoint]:
@@ -782,7 +782,7 @@ class RedisCore(Core):
                     self._note_late()
                     leave = partial(self._leave, how, cause)
                     transact = partial(self.ledger.transact, leave)
-                    self.link.until(time.monotonic() + LEAVE_S, transact)
+                    self.link.until(monotonic() + LEAVE_S, transact)
         except Exception:
             pass  # the others find out when it is not heard any more
         listener, self._listener = self._listener, None

@@ -26,6 +26,7 @@ from typing import Any, Final, TypeVar
 
 from iterable_queue._channels.redis.calls import QUIET, SHOWN, Script, as_bytes
 from iterable_queue._channels.redis.settings import Settings
+from iterable_queue._clock import monotonic
 from iterable_queue._errors import ChannelBroken, WouldDeadlock
 
 BRIEFLY_S: Final = 0.5
@@ -273,7 +274,7 @@ class Link:
                 if self._is_new:
                     self._begin()
                 connection = self._connection
-                began = time.monotonic()
+                began = monotonic()
                 connection.send_packed_command((data,), False)
                 if owed is None:
                     self.is_unsure = True
@@ -283,7 +284,7 @@ class Link:
                     self._await_answer()
                 answer = connection.read_response(True)
                 self.is_unsure = False
-                self.trip_s = time.monotonic() - began
+                self.trip_s = monotonic() - began
                 return answer
             except self._no_script:
                 data = script.packed(self._key, arguments, whole=True)
@@ -362,7 +363,7 @@ class Link:
         It is told to connect, which asks a Sentinel first; one that is just used does not ask.
         """
         connection = self._connection
-        left = math.inf if self.deadline is None else self.deadline - time.monotonic()
+        left = math.inf if self.deadline is None else self.deadline - monotonic()
         connection.socket_connect_timeout = max(min(self._connect_s, left), LEAST_S)
         connection.socket_timeout = max(min(self._answer_s, left), LEAST_S)
         connection.connect()
@@ -405,7 +406,7 @@ class Link:
 
     def _await_answer(self) -> None:
         assert self.deadline is not None
-        left = self.deadline - time.monotonic()
+        left = self.deadline - monotonic()
         if left < self._answer_s and not is_readable(self.fileno(), max(left, 0.0)):
             raise TimeoutError("no answer in time")
 
@@ -413,7 +414,7 @@ class Link:
         self, pause_s: float, since: float, until: float, error: Exception | None, what: str
     ) -> None:
         """Before another attempt; raises where there is to be none."""
-        now = time.monotonic()
+        now = monotonic()
         if self.deadline is not None and now + pause_s >= self.deadline:
             raise Late(
                 f"the server at {self.address} gave no answer in time, the last time for "
@@ -513,7 +514,7 @@ class Link:
         """
         self.busy = True
         try:
-            until = time.monotonic() + patience_s
+            until = monotonic() + patience_s
             self.until(until, partial(self._await_end, client, until))
         except self._refusals:
             pass  # its user may not ask that
@@ -527,7 +528,7 @@ class Link:
         number = self._asked("HGET", b"%bk:%d" % (self.prefix(), client), "c")
         if number is None:
             return
-        while self._asked("CLIENT", "LIST", "ID", number) and time.monotonic() < until:
+        while self._asked("CLIENT", "LIST", "ID", number) and monotonic() < until:
             time.sleep(0.002)  # no command waits for that: it is asked again
 
     def _asked(self, *command: object) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import select
 import threading
-import time
 import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
@@ -27,6 +26,7 @@ from iterable_queue._channels.redis.link import (
     let_go,
     said,
 )
+from iterable_queue._clock import monotonic
 from iterable_queue._errors import ChannelBroken
 
 if TYPE_CHECKING:
@@ -161,24 +161,24 @@ class Listener:
 
     def _listen(self) -> bool:
         """Beat if it is time, then wait for a message or the next beat. False: it is over."""
-        now = time.monotonic()
+        now = monotonic()
         if now >= self._due:
             clients = [client for client, _ in list(self.guarded.values())]
             state = self._link.call(BEAT, self._expiry_ms, *clients, patience_s=0.0)[1]
-            self._due = time.monotonic() + self._beat_s
+            self._due = monotonic() + self._beat_s
             self._todo.append(["s" if not self._has_missed else "a", str(state)])
             self._has_missed = False
         if self._todo and not self._do():
             return False
-        timeout_s = max(self._due - time.monotonic(), 0.01)
+        timeout_s = max(self._due - monotonic(), 0.01)
         self._link.ask("BLPOP", self._key, f"{timeout_s:.3f}")
-        until = time.monotonic() + timeout_s + ANSWER_S
+        until = monotonic() + timeout_s + ANSWER_S
         while True:
             sock = self._link.fileno()
             poll = select.poll()
             for fd in (sock, self._wake_end, *self.guarded):
                 poll.register(fd, select.POLLIN)
-            ready = {fd for fd, _ in poll.poll(max(until - time.monotonic(), 0.0) * 1000)}
+            ready = {fd for fd, _ in poll.poll(max(until - monotonic(), 0.0) * 1000)}
             if not ready:
                 raise TimeoutError("no answer to BLPOP")
             if self._wake_end in ready and b"x" in os.read(self._wake_end, 100):

@@ -49,10 +49,10 @@ probability of at least 1/(n k^(d-1)) each time.
 from __future__ import annotations
 
 import random
-import time
 from functools import lru_cache
 from typing import NamedTuple
 
+from iterable_queue._clock import monotonic
 from iterable_queue.testing._explore._errors import LOOK_FOR, Nondeterministic
 from iterable_queue.testing._explore._report import Row, Rows
 from iterable_queue.testing._explore._scheduler import (
@@ -335,11 +335,11 @@ class Budget:
         self.schedules = schedules
         self.seconds = seconds
         self.used = 0
-        self._began = time.monotonic()
+        self._began = monotonic()
 
     def elapsed(self) -> float:
         """Seconds since it began."""
-        return time.monotonic() - self._began
+        return monotonic() - self._began
 
     def left(self, share: float = 1.0) -> bool:
         """Whether this share of it is not used up."""

@@ -10,9 +10,9 @@ would happen by itself does.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 
+from iterable_queue._clock import monotonic
 from iterable_queue.testing._explore._scheduler import Alternative, Schedule
 from iterable_queue.testing._explore._search import Found, Search, Taped
 from iterable_queue.testing._explore._tape import Choice
@@ -68,10 +68,10 @@ class Shrinker:
 
     def _begin(self) -> None:
         self._attempts = 0
-        self._until = time.monotonic() + SECONDS
+        self._until = monotonic() + SECONDS
 
     def _may_go_on(self) -> bool:
-        return self._attempts < ATTEMPTS and time.monotonic() < self._until
+        return self._attempts < ATTEMPTS and monotonic() < self._until
 
     def _run(self, wanted: list[int]) -> tuple[list[Choice], bool]:
         """Run it. Returns its tape, and whether it is the best so far that fails likewise."""

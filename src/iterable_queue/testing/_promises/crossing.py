@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pickle
-import time
 from queue import Empty
 from typing import Any
 
+from iterable_queue._clock import monotonic
 from iterable_queue._errors import Done, EndpointElsewhere, ProducerFailed
 from iterable_queue.testing import _actors
 from iterable_queue.testing._conformance import QueueLike
@@ -128,7 +128,7 @@ def endpoints_cross_as_pool_tasks(stage: Stage) -> None:
         started = pool(1, _actors.announce, (stage.path,))
     with started as members:
         task = members.apply_async(_actors.use_task, (iq.get_producer(), iq.get_consumer(), ITEMS))
-        same(task.get(stage.deadline - time.monotonic()), ITEMS, "the items taken")
+        same(task.get(stage.deadline - monotonic()), ITEMS, "the items taken")
         members.close()
         members.join()
     stage.pool_ended()
@@ -152,7 +152,7 @@ def endpoints_cross_as_executor_tasks(stage: Stage) -> None:
         ) as executor,
     ):
         task = executor.submit(_actors.use_task, iq.get_producer(), iq.get_consumer(), ITEMS)
-        same(task.result(stage.deadline - time.monotonic()), ITEMS, "the items taken")
+        same(task.result(stage.deadline - monotonic()), ITEMS, "the items taken")
     stage.pool_ended()
     _is_done(iq)
 
@@ -318,9 +318,9 @@ def an_endpoint_adrift_is_open_while_its_sender_lives(stage: Stage) -> None:
     holds("adrift" in iq.explain(), f"explain() names it: {iq.explain()}")
     actor.tell("go")
     actor.gone()
-    began = time.monotonic()
+    began = monotonic()
     raises(ProducerFailed, source.get)
-    within(DEATH_S, time.monotonic() - began, "a consumer learns of the sender's death")
+    within(DEATH_S, monotonic() - began, "a consumer learns of the sender's death")
     late = pickle.loads(data)
     raises(EndpointElsewhere, late.put, 1)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 import traceback
 from collections.abc import Callable
 from typing import Any
 
+from iterable_queue._clock import monotonic
 from iterable_queue._errors import Cancelled, Done, ItemsLost, ProducerClosed, ProducerFailed
 from iterable_queue.testing import _actors
 from iterable_queue.testing._conformance import QueueLike
@@ -156,9 +156,9 @@ def _dies(
     iq.close()
     same([source.get() for _ in items], items, "the items put before")
     actor.gone()
-    began = time.monotonic()
+    began = monotonic()
     failed = raises(ProducerFailed, source.get)
-    within(DEATH_S, time.monotonic() - began, "a consumer learns of a producer's death")
+    within(DEATH_S, monotonic() - began, "a consumer learns of a producer's death")
     said = f"{failed} {failed.failures}"
     holds(str(actor.pid) in said, f"ProducerFailed names process {actor.pid}: {said}")
     holds(word in said, f"ProducerFailed says how it ended ({word!r}): {said}")
@@ -232,9 +232,9 @@ def a_process_killed_as_it_starts_has_failed(stage: Stage) -> None:
     actor = stage.start(_actors.do_nothing, iq.get_producer())
     actor.kill()
     iq.close()
-    began = time.monotonic()
+    began = monotonic()
     raises(ProducerFailed, source.get)
-    within(DEATH_S, time.monotonic() - began, "a consumer learns of a producer's death")
+    within(DEATH_S, monotonic() - began, "a consumer learns of a producer's death")
     _has_failed(iq, source)
 
 
@@ -253,9 +253,9 @@ def a_process_killed_while_it_waits_in_put_has_failed(stage: Stage) -> None:
         same(source.get(), n, "the item put afterwards")
     out.close()
     iq.close()
-    began = time.monotonic()
+    began = monotonic()
     raises(ProducerFailed, source.get)
-    within(DEATH_S, time.monotonic() - began, "a consumer learns of a producer's death")
+    within(DEATH_S, monotonic() - began, "a consumer learns of a producer's death")
     _has_failed(iq, source)
 
 
@@ -267,9 +267,9 @@ def join_learns_of_a_death(stage: Stage) -> None:
     actor.wait("ready")
     iq.close()
     actor.kill()
-    began = time.monotonic()
+    began = monotonic()
     raises(ProducerFailed, iq.join)
-    within(DEATH_S, time.monotonic() - began, "join() learns of a producer's death")
+    within(DEATH_S, monotonic() - began, "join() learns of a producer's death")
 
 
 @promise_between_processes
@@ -317,9 +317,9 @@ def an_item_in_a_killed_consumers_hand_is_lost_and_told(stage: Stage) -> None:
     first = actor.wait("has")
     actor.gone()
     same_items([first, *source], range(10))
-    began = time.monotonic()
+    began = monotonic()
     error = raises(ItemsLost, iq.join)
-    within(DEATH_S, time.monotonic() - began, "join() learns of a consumer's death")
+    within(DEATH_S, monotonic() - began, "join() learns of a consumer's death")
     same(error.count, 1, "the number of items lost")
     same(iq.statistics().lost, 1, "statistics().lost")
     raises(Done, source.get)
@@ -373,9 +373,9 @@ def a_death_may_cancel(stage: Stage) -> None:
     actor = stage.start(_actors.do_nothing, iq.get_producer())
     actor.wait("ready")
     actor.kill()
-    began = time.monotonic()
+    began = monotonic()
     error = raises(Cancelled, source.get)
-    within(DEATH_S, time.monotonic() - began, "a consumer learns of a producer's death")
+    within(DEATH_S, monotonic() - began, "a consumer learns of a producer's death")
     holds(isinstance(error.__cause__, ProducerFailed), f"the cause: {error.__cause__!r}")
 
 
@@ -390,6 +390,6 @@ def a_maker_that_dies_counts_as_a_failed_producer(stage: Stage) -> None:
     here.close()
     actor.tell("go")
     actor.gone()
-    began = time.monotonic()
+    began = monotonic()
     raises(ProducerFailed, source.get)
-    within(DEATH_S, time.monotonic() - began, "a consumer learns of the maker's death")
+    within(DEATH_S, monotonic() - began, "a consumer learns of the maker's death")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import signal
-import time
 from queue import Empty, Full
 
+from iterable_queue._clock import monotonic
 from iterable_queue._errors import Done
 from iterable_queue.testing import _actors
 from iterable_queue.testing._stage import (
@@ -206,12 +206,12 @@ def a_timeout_is_one_deadline(stage: Stage) -> None:
     other.put("traffic")
     actor = stage.thread(traffic)
     for n in range(3):
-        began = time.monotonic()
+        began = monotonic()
         try:
             out.put(n, timeout=0.2)
         except Full:
             pass
-        within(0.2, time.monotonic() - began, "put(timeout=0.2) beside others' traffic")
+        within(0.2, monotonic() - began, "put(timeout=0.2) beside others' traffic")
     stop.post("stop")
     actor.result()
 
@@ -257,9 +257,9 @@ def a_stopped_process_delays_only_itself(stage: Stage) -> None:
     actor = stage.start(_actors.take_one, iq.get_consumer())
     stage.until_blocked(iq, consumers=1)
     actor.send(signal.SIGSTOP)
-    began = time.monotonic()
+    began = monotonic()
     raises(Empty, source.get, timeout=0.2)
-    within(0.2, time.monotonic() - began, "get(timeout=0.2) beside a stopped process")
+    within(0.2, monotonic() - began, "get(timeout=0.2) beside a stopped process")
     out.put("one")
     same(source.get(timeout=SLACK_S), "one", "the item taken beside a stopped process")
     out.put("two")
