@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import pickle
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -86,6 +88,8 @@ def opened(what: str) -> str:
         signal.raise_signal(signal.SIGUSR1)
     if what == "fail":
         raise ValueError("can't be opened")
+    if what == "exit":
+        sys.exit(0)
     if what == "nested":
         for call in Opens.nested:
             call()
@@ -148,6 +152,7 @@ def raising(number: int, frame: object) -> None:
         Handlers(),
         Handlers().deeper,
         lambda number, frame: Handlers().method(number, frame),  # pyright: ignore
+        partial(partial(raising)),
     ],
 )
 def test_an_error_of_a_signal_handler_is_told(handler: Any) -> None:
@@ -422,6 +427,26 @@ def test_bad_items_among_many() -> None:
             source.get_many(9)
     assert source.get_many(9) == ["c"]
     assert queue.statistics().taken == 5
+
+
+@pytest.mark.parametrize("maxsize", [0, 9])
+def test_an_item_at_which_the_program_would_end_is_a_bad_item(maxsize: int) -> None:
+    queue = IterableQueue[Any](maxsize)
+    out, source = queue.get_producer(), queue.get_consumer()
+    calls: list[Callable[[], object]] = [
+        source.get,
+        lambda: source.get_many(1),
+        lambda: next(source),
+        lambda: next(iter(source)),
+        lambda: asyncio.run(source.aget()),
+    ]
+    for call in calls:
+        out.put(Opens("exit"))
+        with pytest.raises(ItemError, match=r"SystemExit\(0\)"):
+            call()
+    out.put("behind")
+    assert source.get() == "behind"
+    assert queue.statistics().taken == len(calls) + 1
 
 
 def test_a_bad_item_in_a_loop() -> None:

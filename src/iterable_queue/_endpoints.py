@@ -932,8 +932,8 @@ class _Getting(Endpoint, Generic[T]):
         """The item of the first payload, which stays; one that can't be opened does not."""
         try:
             return self._open(*pending[0])
-        except Exception as error:
-            if came_from_signal_handler(error):
+        except BaseException as error:
+            if is_interrupt(error):
                 raise
             payload, tag = pending[0]
             del pending[0]
@@ -1032,7 +1032,7 @@ class _Getting(Endpoint, Generic[T]):
                 # What an interrupt keeps from being returned is handed out by the next call.
                 try:
                     item = self._loads(item)  # type: ignore[misc]
-                except Exception as error:
+                except BaseException as error:
                     self._was_not_opened(hand, claim, at, error)
                 if hand.next != at or (hand.claim is not claim and hand.claim is not LAST):
                     continue
@@ -1043,10 +1043,10 @@ class _Getting(Endpoint, Generic[T]):
         return EMPTY
 
     def _was_not_opened(
-        self, hand: Hand, claim: list[bytes], at: int, error: Exception
+        self, hand: Hand, claim: list[bytes], at: int, error: BaseException
     ) -> NoReturn:
         """*error* came while the item at *at*, the next one of *claim*, was opened."""
-        if came_from_signal_handler(error) or hand.next != at:
+        if is_interrupt(error) or hand.next != at:
             raise error
         data = claim[-1]
         tag = hand.tag()
@@ -1108,7 +1108,7 @@ class _Getting(Endpoint, Generic[T]):
         """The item that was put as *payload*."""
         return payload if tag & cells_.RAW else self._loads(payload)  # type: ignore[misc]
 
-    def _item_error(self, payload: bytes, tag: int, error: Exception) -> ItemError:
+    def _item_error(self, payload: bytes, tag: int, error: BaseException) -> ItemError:
         producer = tag & cells_.NUMBER_MASK
         failed = ItemError(
             f"an item of producer {producer} ({len(payload)} bytes) could not be unpickled: "
@@ -1161,7 +1161,7 @@ class _Getting(Endpoint, Generic[T]):
         del hand.pending[:count]
         return items
 
-    def _open_items(self, pending: list[Any], limit: int) -> tuple[list[T], Exception | None]:
+    def _open_items(self, pending: list[Any], limit: int) -> tuple[list[T], BaseException | None]:
         """Up to *limit* items of *pending*, and the error at which they end early."""
         if self._loads is None:
             return pending[:limit], None
@@ -1170,8 +1170,8 @@ class _Getting(Endpoint, Generic[T]):
         try:
             for payload, tag in pending[:limit]:
                 append(payload if tag & cells_.RAW else loads(payload))
-        except Exception as error:
-            if came_from_signal_handler(error):
+        except BaseException as error:
+            if is_interrupt(error):
                 raise
             return items, error
         return items, None
@@ -1256,7 +1256,7 @@ class _Getting(Endpoint, Generic[T]):
                             item = marshal_loads(item)
                         else:
                             item = loads(item)
-                    except Exception as error:
+                    except BaseException as error:
                         self._was_not_opened(hand, claim, at, error)  # type: ignore[arg-type]
                     if hand.next != at or (hand.claim is not claim and hand.claim is not LAST):  # type: ignore[union-attr]
                         break
@@ -1465,10 +1465,25 @@ def came_from_signal_handler(error: BaseException) -> bool:
     """Whether a signal handler raised *error*, in whatever it interrupted."""
     codes: set[object] = set()
     for number in signal.valid_signals():
-        handler = signal.getsignal(number)
+        handler: Any = signal.getsignal(number)
+        while isinstance(handler, partial):
+            handler = handler.func
         if callable(handler):
             method = handler if hasattr(handler, "__code__") else type(handler).__call__
             method = getattr(handler, "__func__", method)
+def is_interrupt(error: BaseException) -> bool:
+    """Whether *error*, which came while an item was opened, has nothing to do with that.
+
+    Of those that are no `Exception`, SystemExit and the like are the item's as well, of a module
+    that is imported for it, say: a consumer that ended by that would do so without a word, as if it
+    had been asked to. What is unknown may have been thrown in by anybody.
+    """
+    known = isinstance(error, (Exception, SystemExit, GeneratorExit))
+    if known or type(error).__name__ == "CancelledError":  # of asyncio, which need not be imported
+        return came_from_signal_handler(error)
+    return True
+
+
             codes.add(getattr(method, "__code__", None))
     trace = error.__traceback__
     while trace is not None:
