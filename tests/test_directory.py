@@ -91,6 +91,26 @@ def test_a_umask_does_not_open_it(base: Path) -> None:
     remove(address)
 
 
+def test_with_a_umask_that_takes_all_rights_away_nothing_is_left(tmp_path: Path) -> None:
+    program = (
+        "import os; from iterable_queue import IterableQueue, _directory as d\n"
+        "IterableQueue().close()\n"  # which imports what others may not be allowed to read
+        "if not os.geteuid(): os.setuid(65534)\n"
+        f"d.place_for_new = lambda: {str(tmp_path)!r}\n"
+        "os.umask(0o777)\n"
+        "try: IterableQueue()\n"
+        "except PermissionError: print('refused')"
+    )
+    tmp_path.chmod(0o777)
+    for parent in tmp_path.parents[:2]:
+        parent.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == "refused\n", done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_its_cells_are_zero_and_fill_whole_pages(address: Address) -> None:
     cells = Path(address.path, "cells").read_bytes()
     assert len(cells) == (HEAD_SIZE + FIRST_SLOTS * SLOT_SIZE) * 8

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import queue
+import sys
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -402,6 +403,43 @@ class Unopenable:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return throw, (ValueError("opened"),)
+
+
+class Unreadable(Exception):
+    """Whoever shows it gets another error."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("can't be shown")
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize("make", [IterableQueue[int], IterableQueue[int].threaded])
+def test_an_error_that_can_not_be_shown(make: Callable[[], IterableQueue[int]]) -> None:
+    iq = make()
+    source = iq.get_consumer()
+    iq.get_producer().fail(Unreadable())
+    iq.close()
+    calls: list[Callable[[], object]] = [source.get, iq.join]
+    for call in calls:
+        with pytest.raises(ProducerFailed, match=r"failed: Unreadable \(its repr\(\) raises"):
+            call()
+    assert "Unreadable" in iq.explain()
+    iq = make()
+    iq.cancel(Unreadable())
+    for call in (iq.get_producer, iq.get_consumer):
+        with pytest.raises(Cancelled, match=r"cancelled: Unreadable \(its repr\(\) raises"):
+            call()
+
+
+def test_what_can_be_told_without_an_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None may be possible, for want of a file descriptor; then that is no second error."""
+    iq = IterableQueue[int]()
+    monkeypatch.setitem(sys.modules, "traceback", None)  # to import it raises ImportError
+    iq.cancel(ValueError("the first"))
+    monkeypatch.undo()
+    with pytest.raises(Cancelled, match=r"cancelled: RemoteError\(.*ValueError\('the first'\)"):
+        iq.join()
 
 
 def test_item_error() -> None:

@@ -66,6 +66,8 @@ from iterable_queue._errors import (
     ProducerClosed,
     WouldDeadlock,
     missing,
+    not_iterable,
+    repr_of,
 )
 from iterable_queue._runtime import is_lock_busy
 
@@ -1112,7 +1114,7 @@ class _Getting(Endpoint, Generic[T]):
         producer = tag & cells_.NUMBER_MASK
         failed = ItemError(
             f"an item of producer {producer} ({len(payload)} bytes) could not be unpickled: "
-            f"{error!r}. It counts as taken; the next get goes on"
+            f"{repr_of(error)}. It counts as taken; the next get goes on"
         )
         failed.producer = producer
         failed.payload = bytes(payload)

@@ -156,10 +156,29 @@ def missing(thing: object, name: str, remedies: dict[str, str]) -> AttributeErro
     return AttributeError(f"{text}: {remedy}" if remedy else text, name=name, obj=thing)
 
 
+def not_iterable(thing: object) -> TypeError:
+    """The error for a loop over *thing*, which has nothing to take."""
+    return TypeError(
+        f"{type(thing).__name__!r} object is not iterable: "
+        "iterate over a consumer, which get_consumer() makes"
+    )
+
+
+def repr_of(error: object) -> str:
+    """The error's `repr`, also where that raises: it may be anybody's code."""
+    try:
+        return repr(error)
+    except Exception:
+        return f"{type(error).__name__} (its repr() raises an error)"
+
+
 def pack_error(error: BaseException) -> PackedError:
     """Make *error* fit to travel; never raises for an error that can't be pickled."""
-    import pickle
-    import traceback
+    try:
+        import pickle
+        import traceback
+    except Exception:  # without a file descriptor to be had, say: then this is all that can be told
+        return None, repr_of(error), ""
 
     pickled: bytes | None
     try:
@@ -188,7 +207,7 @@ def unpack_error(packed: PackedError) -> BaseException:
             if isinstance(loaded, BaseException):
                 error = loaded
         except Exception as why:
-            error = RemoteError(f"{text} (it could not be unpickled here: {why!r})")
+            error = RemoteError(f"{text} (it could not be unpickled here: {repr_of(why)})")
     if trace:
         error.__cause__ = RemoteTraceback(trace)
     return error

@@ -158,6 +158,7 @@ from iterable_queue._errors import (
     ProducerFailed,
     QueueClosed,
     WouldDeadlock,
+    repr_of,
 )
 
 if TYPE_CHECKING:
@@ -649,9 +650,8 @@ class Ledger:
             return ChannelBroken(str(reason) if reason else REMOVED_BY_OTHERS)
         if state & CANCELLED:
             reason = self._runtime.errors.reason()
-            cancelled = Cancelled(
-                "the queue was cancelled" + (f": {reason!r}" if reason else "; nobody said why")
-            )
+            why = "; nobody said why" if reason is None else f": {repr_of(reason)}"
+            cancelled = Cancelled(f"the queue was cancelled{why}")
             cancelled.__cause__ = reason
             return cancelled
         left = f"{self.channel.size()} item(s) left and {self.head[PRODUCERS]} producer(s) open"
@@ -675,7 +675,7 @@ class Ledger:
         if isinstance(first, ProducerFailed):  # of this queue, or of another one: it was passed on
             text = str(first).removesuffix(NOT_ALL)
         else:
-            text = f"a producer failed: {first!r}"
+            text = f"a producer failed: {repr_of(first)}"
         error = ProducerFailed(f"{text}{more}{NOT_ALL}")
         error.failures = failures
         error.__cause__ = first
