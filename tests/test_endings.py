@@ -701,6 +701,7 @@ def test_a_consumers_process_ends_with_an_item_in_hand(stage: Stage, way: Way) -
         error = joining.error()
         assert isinstance(error, ItemsLost)
         assert error.count == 1
+        assert "killed; redeliver=True on the queue hands such items out again" in str(error)
         assert totals(iq) == Totals(5, 5, 4, 0, "done", lost=1)
     assert ended_in_time(joining, ended)
 
@@ -959,7 +960,7 @@ def test_an_item_that_kills_its_consumers_is_given_up(stage: Stage) -> None:
     iq.close()
     last = stage.cast(iq.get_consumer())
     assert last.run(actors.drain) == []
-    with pytest.raises(ItemsLost) as caught:
+    with pytest.raises(ItemsLost, match=r"each was handed out 2 time.* is given up") as caught:
         iq.join(PATIENCE_S)
     assert caught.value.count == 1
     stats = iq.statistics()

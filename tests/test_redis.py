@@ -34,6 +34,7 @@ from iterable_queue import (
     IterableQueue,
     Producer,
     ProducerFailed,
+    QueueClosed,
 )
 from iterable_queue._cells import FORKED
 from iterable_queue._channels.redis.claims import FEW_TIMES, IN_VAIN, NOT_AGAIN, Own
@@ -958,6 +959,27 @@ def test_what_a_fork_may_have_taken_along_is_marked_once(server: Server) -> None
         assert {int(client.hget(f"iq:{{q1}}:e:{n}", "f")) for n in range(1, 12)} == {FORKED}
         assert client.hget("iq:{q1}:q", "ha") == b"0"
     iq.cancel()
+
+
+def test_a_name_that_an_earlier_run_has_left_says_whose_it_is(server: Server) -> None:
+    program = (
+        "import os; from iterable_queue import IterableQueue\n"
+        f"with IterableQueue.connect({server.url!r}, name='jobs') as iq:\n"
+        "    iq.get_producer().put(1)\n"
+        "print(os.getpid(), flush=True)\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    done = run(program)
+    pid = int(done.stdout)
+    again = server.connect(name="jobs")
+    with pytest.raises(
+        QueueClosed, match=rf"made by pid {pid} on .*, at <string>:2\. If .*own for"
+    ):
+        again.get_producer()
+    made = server.connect(name="other")
+    made.close()
+    with pytest.raises(QueueClosed, match=r"or clone\(\) one that is still open$"):
+        made.get_producer()
 
 
 def test_a_consumer_asks_later_as_long_as_it_finds_more_by_that() -> None:

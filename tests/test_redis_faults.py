@@ -13,6 +13,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -34,6 +35,7 @@ from iterable_queue import (
     Empty,
     Full,
     ItemsLost,
+    IterableQueue,
     Producer,
     ProducerFailed,
 )
@@ -637,6 +639,21 @@ async def longest_turn(seconds: list[float]) -> None:
         before = time.monotonic()
         await asyncio.sleep(0.01)
         seconds[:] = [max(*seconds, time.monotonic() - before)]
+
+
+def test_no_attempt_is_begun_later_than_it_is_tried_for() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # which never answers
+
+        def client() -> Any:
+            port = mute.getsockname()[1]
+            return redis.Redis(port=port, socket_timeout=0.3, socket_connect_timeout=0.3)
+
+        with pytest.raises(ChannelBroken, match=r"could not be reached for \d"):
+            IterableQueue[int].connect(client, name="jobs", retry_s=0.2)
+        mute.settimeout(0)
+        mute.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            mute.accept()
 
 
 def test_an_event_loop_goes_on_while_the_server_stands_still(server: Server) -> None:

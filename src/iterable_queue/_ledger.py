@@ -634,13 +634,20 @@ class Ledger:
         if head[FAILED]:
             return self.failure()
         if head[LOST]:
-            lost = ItemsLost(
-                f"{head[LOST]} item(s) were in the hands of consumers that were killed; "
-                "redeliver=True on the queue hands such items out again"
-            )
-            lost.count = head[LOST]
-            return lost
+            return self.items_lost(head[LOST])
         return True
+
+    def items_lost(self, count: int, how: str = "killed") -> ItemsLost:
+        """So many items were in hand when the consumers' processes were *how*."""
+        tries = self.head[REDELIVER]
+        more = (
+            f"each was handed out {tries} time(s), which is max_deliveries, and is given up"
+            if tries
+            else "redeliver=True on the queue hands such items out again"
+        )
+        lost = ItemsLost(f"{count} item(s) were in the hands of consumers that were {how}; {more}")
+        lost.count = count
+        return lost
 
     def refusal(self) -> Exception:
         """The error for a call on a queue that is cancelled, broken or abandoned."""
@@ -683,6 +690,14 @@ class Ledger:
 
     # -- endpoints -------------------------------------------------------------------------------
 
+    def closed_to(self, kind: int) -> QueueClosed:
+        """Why no endpoint of *kind* is made any more."""
+        return QueueClosed(
+            f"no new {KIND_NAMES[kind]} after close(): make every endpoint before leaving the "
+            "`with` block and before starting the processes that use it, or clone() one that "
+            "is still open"
+        )
+
     def open(self, kind: int, site: str, *, clone: bool = False) -> tuple[int, int]:
         """A new endpoint of *kind*, made by this process at *site*. Returns its slot and number.
 
@@ -693,11 +708,7 @@ class Ledger:
         if state & (CANCELLED | BROKEN):
             raise self.refusal()
         if kind in (PRODUCER, WORKER) and state & CLOSED and not clone:
-            raise QueueClosed(
-                f"no new {KIND_NAMES[kind]} after close(): make every endpoint before leaving the "
-                "`with` block and before starting the processes that use it, or clone() one that "
-                "is still open"
-            )
+            raise self.closed_to(kind)
         if kind == CONSUMER and state & ABANDONED:
             raise self.refusal()
         slot = self._allocate(site)

@@ -188,8 +188,9 @@ class IterableQueue(Generic[T]):
             expiry_s: a process of which the server hears nothing for so long, in seconds, is taken
                 for dead; heartbeats come three times as often. 0.3 to 86,400 (a day). The longest
                 that anybody asks for counts.
-            retry_s: how long a call tries to reach the server, in seconds; 0 (once) to 31,536,000
-                (a year). Where a process takes part already, as it said then.
+            retry_s: for how long a call begins new attempts to reach the server, in seconds; 0
+                (none but the first) to 31,536,000 (a year). Where a process takes part already, as
+                it said then.
             keep_s: how long the server keeps a queue in which nobody takes part, in seconds; up to
                 half as long again where the last were killed. More than *expiry_s*, or a process
                 could be silent for that long and live, while its queue is gone; and no more than

@@ -181,6 +181,7 @@ class RedisCore(Core):
         self._maker = int(pid), as_text(host)
         self.ledger.made_at = as_text(site)
         self.made = bool(answer[1])
+        self.ledger.made_by = "" if self.made else f"pid {int(pid)} on {as_text(host)}"
         self.address = Address(self.settings, as_text(found_id))
         self.ledger.me = link.client
         self._is_here = True
@@ -287,11 +288,11 @@ class RedisCore(Core):
     def receive(self, number: int, kind: int, generation: int) -> Endpoint | None:
         """Take the endpoint that has come by a pickle. Returns it if it is here already."""
         ledger = self.ledger
-        ledger.take_over(number, number, generation)
+        taken = ledger.take_over(number, number, generation)
         if ledger.is_open(number, number):
             ledger.know(number, kind, ledger.view(number).flags)
-
         return self.arrived(number, number, taken=taken)
+
     # -- what the listener hears -----------------------------------------------------------------
 
     def was_told(self, message: list[str]) -> str:
@@ -648,8 +649,8 @@ class RedisCore(Core):
         self._dropped.clear()
         self.leave_loops()
         ledger = self.ledger
-        for endpoint in _forks.members_of(self.endpoints):
         self.copies = weakref.WeakSet(_forks.members_of(self.endpoints))
+        for endpoint in _forks.members_of(self.endpoints):
             endpoint.forget()
         ledger.forget_all()
         ledger.me = 0

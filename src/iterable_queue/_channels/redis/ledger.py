@@ -48,7 +48,6 @@ from iterable_queue._channels.redis.runtime import RedisRuntime
 from iterable_queue._errors import (
     ChannelBroken,
     Done,
-    ItemsLost,
     ProducerClosed,
     QueueClosed,
     WouldDeadlock,
@@ -145,6 +144,7 @@ class RedisLedger(Ledger):
     Attributes:
         link: the connection for calls.
         made_at: the line of user code that made the queue.
+        made_by: the process that did, as people know it; "": this one.
         waits: the attempt that is being made is one of a caller that waits if it is in vain.
         sending: that attempt's put, of a coroutine; None: not one of a coroutine.
         owners: of clients: their pids and hosts, as last seen.
@@ -165,6 +165,7 @@ class RedisLedger(Ledger):
         "_views",
         "link",
         "made_at",
+        "made_by",
         "owners",
         "runtime_lock",
         "sending",
@@ -191,6 +192,7 @@ class RedisLedger(Ledger):
         self._queued = self._ahead = self._held = 0
         self.unsigned = 0
         self.made_at = ""
+        self.made_by = ""
         self._reported: dict[int, int] = {}
         self._unreported: dict[int, int] = {}
         channel.ledger = self
@@ -413,12 +415,7 @@ class RedisLedger(Ledger):
             self.head[cells_.FAILED] = failed
             return self.failure()
         if lost:
-            error = ItemsLost(
-                f"{lost} item(s) were in the hands of consumers that were killed or cut off; "
-                "redeliver=True on the queue hands such items out again"
-            )
-            error.count = lost
-            return error
+            return self.items_lost(lost, "killed or cut off")
         return True
 
     def refusal(self) -> Exception:
@@ -445,13 +442,19 @@ class RedisLedger(Ledger):
         if number == -1:
             raise self.refusal()
         if number < 0:
-            raise QueueClosed(
-                f"no new {KIND_NAMES[kind]} after close(): make every endpoint before leaving the "
-                "`with` block and before starting the processes that use it, or clone() one that "
-                "is still open"
-            )
+            raise self.closed_to(kind)
         self.know(number, kind, UNASKED if kind == WORKER else 0)
         return number, number
+
+    def closed_to(self, kind: int) -> QueueClosed:
+        closed = super().closed_to(kind)
+        if not self.made_by:
+            return closed
+        return QueueClosed(
+            f"{closed}. The queue of this name was made by {self.made_by}, at {self.made_at}. If "
+            "that is an earlier run, of which something is left: consumers that connect() can take "
+            "it, cancel() drops it, and a name of its own for each run keeps them apart"
+        )
 
     def know(self, number: int, kind: int, flags: int) -> None:
         """An endpoint is here."""

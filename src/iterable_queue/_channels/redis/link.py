@@ -265,7 +265,8 @@ class Link:
     ) -> Any:
         data = script.packed(self._key, arguments)
         pauses = iter(PAUSES_S)
-        since = until = -1.0
+        since = monotonic()
+        until = since + (self._settings.retry_s if patience_s < 0 else patience_s)
         self.is_unsure = False
         self.calls += 1
         while True:
@@ -309,9 +310,6 @@ class Link:
                 raise
             finally:
                 self.busy = False
-            if until < 0:
-                since = time.monotonic()
-                until = since + (self._settings.retry_s if patience_s < 0 else patience_s)
             try:
                 self._pause(next(pauses, PAUSES_S[-1]), since, until, broken, what)
             finally:
