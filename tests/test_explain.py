@@ -206,7 +206,7 @@ def test_an_endpoint_that_nobody_has_taken(queue: IterableQueue[int]) -> None:
     assert name == "producer 1"
     assert re.fullmatch(rf"made at {re.escape(__file__)}:\d+", made)
     assert by == f"made by this process (pid {pid})"
-    assert nobody == "taken by nobody yet"
+    assert nobody.startswith("taken by nobody yet (use it or close() it; a function that failed ")
     assert re.fullmatch(r"last active \d+\.\d s ago", active)
     assert not out.closed
 
@@ -277,7 +277,7 @@ def test_processes_that_live_and_that_do_not() -> None:
     assert held == [other]
     store(queue, slot, OWNER=other)
     text = explain_of(core)
-    assert "taken by pid 4711 (dead), which has not used it yet" in text
+    assert "taken by pid 4711 (dead), which has not used it yet (use it or close() it;" in text
     store(queue, other, NUMBER=0)
     assert "taken by a process that is being started" in explain_of(core)
     store(queue, slot, OWNER=0, MAKER=0)

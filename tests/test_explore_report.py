@@ -174,7 +174,7 @@ def test_time_outs_and_long_items() -> None:
             checkpoint()
 
     text = report(scenario)
-    assert text.startswith("p raised Full: the queue holds 1 item(s), its maxsize\n")
+    assert text.startswith("p raised Full: the queue is full: its maxsize is 1 item(s)\n")
     rows = [line.split("  ", 1)[1].rstrip() for line in text.splitlines() if line[:1].isdigit()]
     assert "put 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx..." in rows
     assert "put 'y': waits for room" in rows

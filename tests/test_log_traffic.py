@@ -958,7 +958,7 @@ def test_it_is_full_at_maxsize_whoever_asks(way: None, kind: str, producers: int
                     out.put_many(expected[before:])
             assert iq.full()
             for out in outs:
-                with pytest.raises(Full, match=rf"holds {maxsize} item\(s\), its maxsize"):
+                with pytest.raises(Full, match=rf"its maxsize is {maxsize} item"):
                     out.put_nowait(next(items))
             for _ in range(dice.randint(1, maxsize)):
                 if turn % 2:

@@ -683,8 +683,12 @@ def test_what_nobody_looks_for_has_no_remedy(iq: IterableQueue[Any]) -> None:
 
 def test_a_queue_is_not_what_is_iterated_over(iq: IterableQueue[Any]) -> None:
     unknown: Any = iq
-    with pytest.raises(TypeError, match=r"not iterable: .*get_consumer"):
-        iter(unknown)
+    producer: Any = iq.get_producer()
+    for found in (unknown, producer):
+        with pytest.raises(TypeError, match=r"not iterable: .*get_consumer"):
+            iter(found)
+        with pytest.raises(TypeError, match=r"not iterable: .*get_consumer"):
+            aiter(found)
 
 
 def test_an_endpoint_says_which_one_has_the_call(iq: IterableQueue[Any]) -> None:

@@ -20,7 +20,7 @@ from os import sched_yield
 from queue import Empty, Full, SimpleQueue
 from threading import get_ident
 from types import FrameType, FunctionType, TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Self, TypeAlias, TypeVar, cast
 
 from iterable_queue import _cells as cells_
 from iterable_queue._cells import (
@@ -92,12 +92,12 @@ CHUNK = 1024
 CHUNK_BYTES = 1 << 16
 """At most this many items are put as one record, and no more bytes than these."""
 
-
-_NO_GET: Final = dict.fromkeys(
-    ("get", "get_nowait", "get_many", "aget", "aget_many"),
 Claimed: TypeAlias = tuple["Hand | None", list[Any], bool, Any, Callable[[bool], object], int]
 """A hand and its claim: `opened`, `view`, `gate` and `next_at` go with that."""
 NOTHING: Final[Claimed] = None, GONE, False, None, bool, 0
+
+_NO_GET: Final = dict.fromkeys(
+    ("get", "get_nowait", "get_many", "aget", "aget_many"),
     "a producer can only put; take items from a consumer, which the queue's get_consumer() makes",
 )
 _NO_PUT: Final = dict.fromkeys(
@@ -198,7 +198,7 @@ class Endpoint:
         self._core.check_here()
         if self._closed:
             raise (closed or self.closed_error)(
-                f"{self._name} is closed; get another one from the queue"
+                f"{self._name} is closed; get another one from the queue, or clone() an open one"
             )
 
     def _use_locked(self) -> None:
@@ -268,8 +268,6 @@ class Endpoint:
         self._closed = True
         self._lost = why
 
-    def set_blocked(self, waits: bool, who: int | None = None) -> None:
-        """*who*, or the calling thread, waits in a call, or does so no more."""
     def give_way(self) -> bool:
         """This copy is not to be used, since the endpoint came here again. False: it is used."""
         if self._ready or self._closed:
@@ -282,6 +280,8 @@ class Endpoint:
         )
         return True
 
+    def set_blocked(self, waits: bool, who: int | None = None) -> None:
+        """*who*, or the calling thread, waits in a call, or does so no more."""
         change = self._blocked.add if waits else self._blocked.discard
         change(get_ident() if who is None else who)
         stored = -1
@@ -743,7 +743,7 @@ class _Putting(Endpoint, Generic[T]):
         return self._ledger.claims.admit(lane)  # type: ignore[union-attr]
 
     def _full(self) -> Full:
-        return Full(f"the queue holds {self._head[MAXSIZE]} item(s), its maxsize")
+        return Full(f"the queue is full: its maxsize is {self._head[MAXSIZE]} item(s)")
 
     def _put_many_on(self, items: Iterator[T]) -> None:
         """Put *items*, which can't block, on this producer's own lane.
@@ -847,6 +847,12 @@ class ProducerEndpoint(_Putting[T]):
 
         def __getattr__(self, name: str) -> object:
             raise missing(self, name, _NO_GET)
+
+        def __iter__(self) -> NoReturn:
+            raise not_iterable(self)
+
+        def __aiter__(self) -> NoReturn:
+            raise not_iterable(self)
 
     def clone(self) -> ProducerEndpoint[T]:
         """Another producer on the same queue, counted by itself, even after the queue's close."""
@@ -1195,6 +1201,9 @@ class _Getting(Endpoint, Generic[T]):
 
         It raises StopIteration where *state* has the next items, or None in the first place: then
         there are none any more.
+
+        Threads may share an iterator: what one has claimed is known here together with whose it is.
+        Once a second one has come, nothing is got ready for them that either could take.
         """
         claimed: Claimed = NOTHING
         owner = 0
@@ -1218,9 +1227,6 @@ class _Getting(Endpoint, Generic[T]):
                 if hand is not None and hand.claim and hand.feed is None and not hand.busy:
                     opened, cells, gate = hand.opened, hand.view, hand.gate
                     next_at = hand.next_at
-
-        Threads may share an iterator: what one has claimed is known here together with whose it is.
-        Once a second one has come, nothing is got ready for them that either could take.
                     claim = hand.claim
                     # Together.
                     claimed = hand, claim, opened, cells, gate, next_at
@@ -1463,16 +1469,6 @@ def endpoint_of(core: Core, kind: int, slot: int, number: int, lost: Exception |
     return classes[kind](core, slot, number, lost)
 
 
-def came_from_signal_handler(error: BaseException) -> bool:
-    """Whether a signal handler raised *error*, in whatever it interrupted."""
-    codes: set[object] = set()
-    for number in signal.valid_signals():
-        handler: Any = signal.getsignal(number)
-        while isinstance(handler, partial):
-            handler = handler.func
-        if callable(handler):
-            method = handler if hasattr(handler, "__code__") else type(handler).__call__
-            method = getattr(handler, "__func__", method)
 def is_interrupt(error: BaseException) -> bool:
     """Whether *error*, which came while an item was opened, has nothing to do with that.
 
@@ -1486,6 +1482,16 @@ def is_interrupt(error: BaseException) -> bool:
     return True
 
 
+def came_from_signal_handler(error: BaseException) -> bool:
+    """Whether a signal handler raised *error*, in whatever it interrupted."""
+    codes: set[object] = set()
+    for number in signal.valid_signals():
+        handler: Any = signal.getsignal(number)
+        while isinstance(handler, partial):
+            handler = handler.func
+        if callable(handler):
+            method = handler if hasattr(handler, "__code__") else type(handler).__call__
+            method = getattr(handler, "__func__", method)
             codes.add(getattr(method, "__code__", None))
     trace = error.__traceback__
     while trace is not None:

@@ -112,10 +112,11 @@ def _line(core: Core, view: SlotView) -> str:
     if view.kind == QUEUE:
         parts.append(f"open in {_process(core, view.maker)}: close() it, or leave its `with` block")
     elif view.owner:
-        used = "" if view.flags & USED else ", which has not used it yet"
+        used = "" if view.flags & USED else f", which has not used it yet{_unused(view)}"
         parts.append(f"taken by {_process(core, view.owner)}{used}")
     else:
-        parts.append(f"made by {_process(core, view.maker)}, taken by nobody yet")
+        unused = "" if view.flags & cells_.DROPPED_COPY else _unused(view)
+        parts.append(f"made by {_process(core, view.maker)}, taken by nobody yet{unused}")
         road = _road(core, view)
         if road:
             parts.append(road)
@@ -130,6 +131,13 @@ def _line(core: Core, view: SlotView) -> str:
     idle_s = (core.runtime.now() - active) / 1e9
     parts.append(f"last active {idle_s:.1f} s ago")
     return ", ".join(parts)
+
+
+def _unused(view: SlotView) -> str:
+    """What to do about it: as long as it is not used, nobody can tell whether it will be."""
+    if view.kind == CONSUMER:
+        return ""  # the end does not wait for it
+    return " (use it or close() it; a function that failed before its `with` may still refer to it)"
 
 
 def _process(core: Core, slot: int) -> str:

@@ -32,7 +32,7 @@ from iterable_queue._core import (
     user_line,
 )
 from iterable_queue._endpoints import ConsumerEndpoint, ProducerEndpoint, WorkerEndpoint
-from iterable_queue._errors import WouldDeadlock, missing
+from iterable_queue._errors import WouldDeadlock, missing, not_iterable
 from iterable_queue._protocols import (
     Consumer,
     Context,
@@ -126,7 +126,7 @@ class IterableQueue(Generic[T]):
         """A queue for threads of one process: no pickling, strictly first in, first out."""
         check_int(maxsize, "maxsize")
         self = cls.__new__(cls)
-        self._begin(cls._thread_core(queue.SimpleQueue(), max(maxsize, 0)), maker=True)
+        self._begin(cls._thread_core(queue.SimpleQueue(), max(int(maxsize), 0)), maker=True)
         return self
 
     @classmethod
@@ -399,10 +399,10 @@ class IterableQueue(Generic[T]):
             raise missing(self, name, _REMEDIES)
 
         def __iter__(self) -> NoReturn:
-            raise TypeError(
-                f"{type(self).__name__!r} object is not iterable: "
-                "iterate over a consumer, which get_consumer() makes"
-            )
+            raise not_iterable(self)
+
+        def __aiter__(self) -> NoReturn:
+            raise not_iterable(self)
 
     def __repr__(self) -> str:
         if self._lost is not None:
