@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
@@ -38,6 +39,7 @@ from iterable_queue import (
 )
 from iterable_queue._cells import FORKED
 from iterable_queue._channels.redis.claims import FEW_TIMES, IN_VAIN, NOT_AGAIN, Own
+from tests import actors
 from tests.conftest import FORKS, Processes, wait_until
 from tests.redis_server import (
     SERVER,
@@ -959,6 +961,18 @@ def test_what_a_fork_may_have_taken_along_is_marked_once(server: Server) -> None
         assert {int(client.hget(f"iq:{{q1}}:e:{n}", "f")) for n in range(1, 12)} == {FORKED}
         assert client.hget("iq:{q1}:q", "ha") == b"0"
     iq.cancel()
+
+
+@FORKS
+def test_a_task_that_ends_before_it_uses_its_producer(server: Server) -> None:
+    """It came by a pickle to a process that has inherited a copy of it."""
+    iq = server.connect()
+    source, out = iq.get_consumer(), iq.get_producer()
+    iq.close()
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as executor:
+        executor.submit(actors.nothing, out).result(30)
+        with pytest.raises(ProducerFailed, match="dropped, without having been used, by the proc"):
+            source.get(timeout=30)
 
 
 def test_a_name_that_an_earlier_run_has_left_says_whose_it_is(server: Server) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import Pipe
+from multiprocessing import Pipe, get_context
 from pathlib import Path
 from typing import Any
 
@@ -331,6 +331,24 @@ def test_what_arrives_in_a_forked_process_is_not_the_copy_that_was_inherited() -
         assert refusal.startswith(f"producer 2 has come to process {pid} by a pickle as well, and")
     assert sorted(source) == [2, 3]
     assert ends(iq) == "done"
+
+
+@FORKS
+@pytest.mark.parametrize("kind", ["producer", "consumer"])
+def test_what_a_forked_process_was_given_is_what_arrives_as_well(kind: str) -> None:
+    iq = IterableQueue[int]()
+    endpoint = getattr(iq, f"get_{kind}")()
+    sent = pickle.dumps(endpoint)
+    back, there = Pipe(duplex=False)
+
+    def child(given: Any) -> None:
+        there.send((pickle.loads(sent) is given, given.qsize()))
+
+    process = get_context("fork").Process(target=child, args=(endpoint,))
+    process.start()
+    assert back.poll(PATIENCE_S)
+    assert back.recv() == (True, 0)
+    process.join(PATIENCE_S)
 
 
 def test_a_thread_queue_does_not_travel() -> None:

@@ -195,7 +195,7 @@ class Core:
         dumps, loads: how items cross to other processes; None: they are handed over as they are.
         elsewhere: True in a forked child in which nothing here may be used any more.
         endpoints: those of this process that are referred to, for a fork to find.
-        copies: those that the fork which made this process has copied.
+        copies: those that the fork which made this process has copied, but was not made to give.
     """
 
     dumps: Callable[[Any], bytes] | None = None

@@ -547,14 +547,18 @@ class SharedCore(Core):
         self.leave_loops()
         self._log.after_fork_in_child()
         self.ledger.hands.clear()
-        self.copies = weakref.WeakSet(copies)
         for endpoint in copies:
             endpoint.forget()
+        cells = self.ledger.cells
         if self._heir is not None:
             slot, self._life = self._heir
             self._heir = None
             self.ledger.me = slot
-            self.ledger.cells[slot * SLOT_SIZE + NUMBER] = os.getpid()
+            cells[slot * SLOT_SIZE + NUMBER] = os.getpid()
+            # What it was given is in frames of its own.
+            owner = cells_.OWNER
+            copies = [copy for copy in copies if cells[copy.slot * SLOT_SIZE + owner] != slot]
+        self.copies = weakref.WeakSet(copies)
 
     # -- pickling --------------------------------------------------------------------------------
 

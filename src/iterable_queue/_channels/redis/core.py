@@ -115,6 +115,8 @@ class RedisCore(Core):
         self._is_here = False
         self._left = False
         self._listener: Listener | None = None
+        self._given: list[int] = []
+        """During a fork: the numbers of the endpoints that are given to the child."""
         self._heir: tuple[int, int, int] | None = None
         """During a fork: the child's client, and both ends of the pipe that shows its life."""
         self._life = -1
@@ -611,6 +613,7 @@ class RedisCore(Core):
         if given:
             self._heir = self._make_heir()
             self.link.call(ASSIGN, self._heir[0], 0, *given)
+        self._given = given
         self._marked = numbers
 
     def _make_heir(self) -> tuple[int, int, int]:
@@ -649,9 +652,10 @@ class RedisCore(Core):
         self._dropped.clear()
         self.leave_loops()
         ledger = self.ledger
-        self.copies = weakref.WeakSet(_forks.members_of(self.endpoints))
-        for endpoint in _forks.members_of(self.endpoints):
+        copies = _forks.members_of(self.endpoints)
+        for endpoint in copies:
             endpoint.forget()
+        self.copies = weakref.WeakSet(copy for copy in copies if copy.number not in self._given)
         ledger.forget_all()
         ledger.me = 0
         self._is_here = False
