@@ -830,6 +830,9 @@ def test_coroutines_of_two_processes(processes: Processes) -> None:
         async def take() -> None:
             async for n in mine:
                 taken.append(n)
+                if len(taken) == 50:
+                    break  # what is left is for the child
+            mine.close()
 
         taking = asyncio.create_task(take())
         await asleep(iq)
@@ -844,7 +847,7 @@ def test_coroutines_of_two_processes(processes: Processes) -> None:
 
     taken, theirs = run(main())
     assert sorted(taken + theirs) == list(range(100))
-    assert all((taken, theirs))
+    assert len(theirs) >= 50
     assert processes.join() == [0]
     assert is_quiet(iq)
 
