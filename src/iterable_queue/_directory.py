@@ -79,7 +79,10 @@ def make_directory(context: Context | None) -> Address:
         for name in conditions:
             semlock(COUNTING, 0, semlock.SEM_VALUE_MAX, name, False)
     except BaseException:
-        os.chmod(path, 0o700)  # or it could not be removed, with a umask that takes these away
+        try:
+            os.chmod(path, 0o700)  # or it could not be removed, with a umask that takes these away
+        except OSError:
+            pass  # somebody has removed it
         remove(address)
         raise
     return address
