@@ -716,7 +716,15 @@ class CountsBackwards(WrongQueue):
     def statistics(self) -> Statistics:
         self.n -= 1
         now: Statistics = self.inner.statistics()
-        return now if now.state == "done" else now._replace(taken=self.n)
+        return now if now.state == "done" else now._replace(highest_queued=self.n)
+
+
+class CountsOneByOne(WrongQueue):
+    """What is taken between the look at one number and that at the next is in one of them only."""
+
+    def statistics(self) -> Statistics:
+        now: Statistics = self.inner.statistics()
+        return now if now.state == "done" else now._replace(put=now.put + 1)
 
 
 class ShowsWhatIs(WrongQueue):
@@ -873,6 +881,7 @@ WRONG: list[tuple[Any, tuple[str, ...]]] = [
     (OpensAfterClose, ("no_producers_after_close",)),
     (CountsLate, ("statistics_count", "an_item_is_there_when_put_returns")),
     (CountsBackwards, ("statistics_never_go_back",)),
+    (CountsOneByOne, ("statistics_never_go_back", "statistics_count")),
     (ExplainsNothing, ("explain_names_what_is_open", "done_is_final")),
     (Quiet, ("leaving_with_closes_the_queue",)),
     (WrongQueue.with_(consumer=UnlikeErrors), ("errors_can_be_pickled",)),

@@ -8,15 +8,20 @@ compared; and a process that dies at every single store, whose left-overs `mend`
 from __future__ import annotations
 
 import itertools
+import os
 import random
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from queue import Queue, SimpleQueue
-from typing import Any
+from types import FrameType
+from typing import Any, TypeVar
 
 import pytest
 
+import iterable_queue
 from iterable_queue import (
     Cancelled,
     ChannelBroken,
@@ -96,6 +101,9 @@ from iterable_queue._ledger import IllegalTransition, Ledger
 from iterable_queue._runtime import Cells, Condition, ThreadRuntime
 from tests.conftest import list_gate
 
+R = TypeVar("R")
+
+PACKAGE = os.path.dirname(iterable_queue.__file__)
 ENDPOINTS = (PRODUCER, CONSUMER, WORKER)
 COUNTS = {PRODUCER: PRODUCERS, CONSUMER: CONSUMERS, WORKER: WORKERS}
 
@@ -539,7 +547,7 @@ def test_a_new_queue(desk: Desk) -> None:
     assert [desk.head[count] for count in COUNTS.values()] == [0, 0, 0]
     assert [view.kind for view in desk.ledger.views()] == [PROCESS, QUEUE]
     assert desk.head[HANDLE] == 1
-    assert desk.ledger.put_in_all() == (0, 0)
+    assert desk.ledger.totals()[:2] == (0, 0)
     assert desk.ledger.verdict() is None
     assert desk.ledger.join_verdict() is False
 
@@ -550,7 +558,7 @@ def test_what_is_on_the_channel_already_counts_as_put() -> None:
     queue.put(2)
     desk = Desk(lambda head: ThreadChannel(head, queue))
     assert desk.head[HIGHEST] == 2
-    assert desk.ledger.put_in_all() == (2, 2)
+    assert desk.ledger.totals()[:2] == (2, 2)
 
 
 @pytest.mark.parametrize("kind", ENDPOINTS)
@@ -815,17 +823,17 @@ def test_put_and_take(desk: Desk) -> None:
     out, source = desk.open(PRODUCER), desk.open(CONSUMER)
     assert out.put("a")
     assert out.put("b")
-    assert desk.ledger.put_in_all() == (2, 2)
+    assert desk.ledger.totals()[:2] == (2, 2)
     assert source.get() == ["a"]
     assert source.hand.held == source.cell(IN_HAND) == desk.ledger.in_hand() == 1
-    assert desk.ledger.taken() == desk.head[TAKEN] == 1
-    assert desk.ledger.finished() == 0
+    assert desk.ledger.totals().taken == desk.head[TAKEN] == 1
+    assert desk.ledger.totals().finished == 0
     assert source.get() == ["b"]
-    assert desk.ledger.finished() == 1
+    assert desk.ledger.totals().finished == 1
     assert source.get() == []
     assert source.hand.held == source.cell(IN_HAND) == desk.ledger.in_hand() == 0
-    assert desk.ledger.finished() == 2
-    assert desk.ledger.put_in_all() == (2, 0)
+    assert desk.ledger.totals().finished == 2
+    assert desk.ledger.totals()[:2] == (2, 0)
 
 
 @pytest.mark.parametrize(("limit", "count"), [(1, 1), (3, 3), (4, 4), (5, 4)])
@@ -838,7 +846,7 @@ def test_take_up_to_a_limit(desk: Desk, limit: int, count: int) -> None:
     assert desk.head[TAKEN] == count
     assert source.cell(AT) == count
     assert source.get(limit) == list(range(count, min(2 * count, 4)))
-    assert desk.ledger.finished() == count
+    assert desk.ledger.totals().finished == count
 
 
 def test_one_taken_for_one_finished_leaves_what_is_in_hand(desk: Desk) -> None:
@@ -853,7 +861,7 @@ def test_one_taken_for_one_finished_leaves_what_is_in_hand(desk: Desk) -> None:
     assert source.cell(IN_HAND) == source.hand.held == 1
     assert source.get(2) == [4, 5]
     assert source.cell(IN_HAND) == source.hand.held == 2
-    assert desk.ledger.finished() == 4
+    assert desk.ledger.totals().finished == 4
 
 
 def test_what_is_pending_is_not_taken_twice(desk: Desk) -> None:
@@ -1017,12 +1025,12 @@ def test_what_a_lean_hand_has_pulled_is_in_hand_and_not_taken(lean: Desk) -> Non
     hand = source.hand
     assert hand.quick is not None
     hand.quick()
-    assert lean.ledger.put_in_all() == (2, 0)
-    assert (lean.ledger.taken(), lean.ledger.in_hand(), lean.ledger.finished()) == (1, 1, 1)
+    assert lean.ledger.totals()[:2] == (2, 0)
+    assert (*lean.ledger.totals()[2:], lean.ledger.in_hand()) == (1, 1, 1)
     hand.taken += 1
     del hand.pending[0]
-    assert lean.ledger.put_in_all() == (2, 0)
-    assert (lean.ledger.taken(), lean.ledger.in_hand(), lean.ledger.finished()) == (2, 1, 1)
+    assert lean.ledger.totals()[:2] == (2, 0)
+    assert (*lean.ledger.totals()[2:], lean.ledger.in_hand()) == (2, 1, 1)
 
 
 def test_what_a_lean_hand_took_is_folded_in(lean: Desk) -> None:
@@ -1033,22 +1041,22 @@ def test_what_a_lean_hand_took_is_folded_in(lean: Desk) -> None:
     assert source.get() == [0]
     assert lean.head[TAKEN] == lean.head[LEAN] == 0, "until somebody asks"
     assert lean.ledger.in_hand() == 1
-    assert lean.head[LEAN] == lean.ledger.taken() == 1
+    assert lean.head[LEAN] == lean.ledger.totals().taken == 1
     assert source.cell(IN_HAND) == 1
     assert hand.quick is not None
     for _ in range(2):  # as `get` does without the lock
         hand.quick()
         hand.taken += 1
         del hand.pending[0]
-    assert lean.ledger.finished() == 2
-    assert lean.ledger.taken() == 3
+    assert lean.ledger.totals().finished == 2
+    assert lean.ledger.totals().taken == 3
     assert source.cell(IN_HAND) == 1
     assert source.get(9) == [3, 4]
     assert lean.ledger.in_hand() == source.cell(IN_HAND) == 2
-    assert lean.ledger.finished() == 3
+    assert lean.ledger.totals().finished == 3
     assert source.get() == []
     assert lean.ledger.in_hand() == 0
-    assert lean.ledger.finished() == 5
+    assert lean.ledger.totals().finished == 5
     assert hand.seen == (5, 0, 0)
     assert hand.idle_at == 5
 
@@ -1065,7 +1073,7 @@ def test_after_many_the_next_one_finishes_them_all(lean: Desk) -> None:
     assert source.get() == [3]
     assert hand.quick == hand.pull
     assert lean.ledger.in_hand() == 1
-    assert lean.ledger.finished() == 3
+    assert lean.ledger.totals().finished == 3
 
 
 def test_what_is_pending_in_a_lean_hand_is_not_taken_yet(lean: Desk) -> None:
@@ -1073,12 +1081,12 @@ def test_what_is_pending_in_a_lean_hand_is_not_taken_yet(lean: Desk) -> None:
     out.put("a")
     out.put("b")
     assert source.take(2)
-    assert lean.ledger.put_in_all() == (2, 0)
-    assert lean.ledger.taken() == 0
+    assert lean.ledger.totals()[:2] == (2, 0)
+    assert lean.ledger.totals().taken == 0
     assert lean.ledger.in_hand() == 2
     lean.ledger.give_back(source.slot, source.hand)
     assert source.hand.pending == []
-    assert lean.ledger.put_in_all() == (2, 2)
+    assert lean.ledger.totals()[:2] == (2, 2)
     assert lean.head[RETURNED] == 0
     assert lean.ledger.in_hand() == 0
     assert source.get(2) == ["a", "b"]
@@ -1106,7 +1114,7 @@ def test_closing_folds_first(lean: Desk) -> None:
     out.put(1)
     assert source.get() == [1]
     source.close()
-    assert lean.ledger.taken() == lean.ledger.finished() == 1
+    assert lean.ledger.totals().taken == lean.ledger.totals().finished == 1
     assert source.slot not in lean.ledger.hands
 
 
@@ -1128,7 +1136,7 @@ def test_totals_are_of_one_moment(lean: Desk) -> None:
             return channel.size()
 
     lean.ledger.channel = Busy()  # type: ignore[assignment] # as much as is used
-    assert lean.ledger.put_in_all() == (4, 2)
+    assert lean.ledger.totals()[:2] == (4, 2)
     assert next(looks) > 3
 
 
@@ -1149,8 +1157,8 @@ def test_what_was_taken_and_not_returned_is_given_back(desk: Desk, kind: int) ->
     assert desk.head[RETURNED] == 2
     assert desk.head[BUSY] == 0
     assert desk.woken() == (2, 0, 0)
-    assert desk.ledger.put_in_all() == (3, 3)
-    assert desk.ledger.finished() == 0
+    assert desk.ledger.totals()[:2] == (3, 3)
+    assert desk.ledger.totals().finished == 0
     assert desk.open(CONSUMER).get(9) == ["c", "a", "b"]
 
 
@@ -1164,8 +1172,8 @@ def test_what_is_given_back_after_a_cancel_is_dropped(desk: Desk, kind: int) -> 
     desk.ledger.give_back(source.slot, source.hand)
     assert desk.channel.size() == 0
     assert desk.head[DROPPED] == 2
-    assert desk.ledger.put_in_all() == (2, 0)
-    assert desk.ledger.finished() == desk.ledger.in_hand() == 0
+    assert desk.ledger.totals()[:2] == (2, 0)
+    assert desk.ledger.totals().finished == desk.ledger.in_hand() == 0
 
 
 @pytest.mark.parametrize("kind", [CONSUMER, WORKER])
@@ -1185,7 +1193,7 @@ def test_items_are_lost(desk: Desk, kind: int) -> None:
     source.close()
     out.close()
     desk.close_queue()
-    assert desk.ledger.finished() == 1
+    assert desk.ledger.totals().finished == 1
     verdict = desk.ledger.join_verdict()
     assert isinstance(verdict, ItemsLost)
     assert verdict.count == 2
@@ -1213,13 +1221,13 @@ def test_items_are_redelivered(kind: int) -> None:
     with pytest.raises(IllegalTransition, match="has nothing in hand"):
         desk.ledger.redeliver(source.slot, "c", 5)
     assert desk.snapshot() == before
-    assert desk.ledger.put_in_all() == (2, 2)
+    assert desk.ledger.totals()[:2] == (2, 2)
     other = desk.open(CONSUMER)
     source.close()
     assert other.get(2) == ["a", "b"]
     assert other.get() == []
-    assert desk.ledger.taken() == 4
-    assert desk.ledger.finished() == 2
+    assert desk.ledger.totals().taken == 4
+    assert desk.ledger.totals().finished == 2
     assert desk.ledger.join_verdict() is True
 
 
@@ -1500,7 +1508,7 @@ def test_cancel(desk: Desk) -> None:
     assert desk.ledger.state_name() == "cancelled"
     assert desk.head[DROPPED] == 2
     assert desk.channel.size() == 0
-    assert desk.ledger.put_in_all() == (3, 0)
+    assert desk.ledger.totals()[:2] == (3, 0)
     calls: tuple[Callable[[], object], ...] = (
         lambda: out.put(4),
         lambda: tree.put(4),
@@ -1634,7 +1642,8 @@ def claiming(desk: Desk, pace: int = 100) -> Seat:
 def totals(desk: Desk) -> tuple[int, int, int, int, int]:
     """Items put, queued, handed out, in hand and finished."""
     ledger = desk.ledger
-    return *ledger.put_in_all(), ledger.taken(), ledger.in_hand(), ledger.finished()
+    put, queued, taken, finished = ledger.totals()
+    return put, queued, taken, ledger.in_hand(), finished
 
 
 def test_take_gives_a_claim(lanes: Desk) -> None:
@@ -1842,7 +1851,7 @@ def test_what_was_put_as_the_queue_was_cancelled_is_dropped(lanes: Desk) -> None
         call()
         assert lanes.head[DROPPED] == dropped
         assert lanes.channel.size() == 0
-    assert lanes.ledger.put_in_all() == (7, 0)
+    assert lanes.ledger.totals()[:2] == (7, 0)
 
 
 def test_one_who_waits_is_told_of_a_put(lanes: Desk) -> None:
@@ -1870,8 +1879,94 @@ def test_the_highest_count_has_what_was_put_without_the_lock(lanes: Desk) -> Non
     source.get()
     assert lanes.head[HIGHEST] == 30
     filled(lanes, 5)
-    assert lanes.ledger.put_in_all() == (35, 34)
+    assert lanes.ledger.totals()[:2] == (35, 34)
     assert lanes.head[HIGHEST] == 34
+
+
+# While others go on without the lock
+
+
+def with_interruption(at: int, call: Callable[[], R], act: Callable[[], object]) -> tuple[R, bool]:
+    """What *call* returns if *act* runs before the *at*-th bytecode of the package in it.
+
+    And whether there are so many.
+    """
+    left = at
+    result = list[R]()
+
+    def trace(frame: FrameType, event: str, arg: Any) -> Callable[..., Any] | None:
+        nonlocal left
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            left -= 1
+            if left == 0:
+                act()
+        return trace
+
+    def run() -> None:
+        # CPython 3.12 reports instructions only if a frame asks for them as tracing begins.
+        sys._getframe().f_trace_opcodes = True
+        sys.settrace(trace)
+        result.append(call())
+        sys.settrace(None)
+
+    # A thread of its own: what traces this one goes on with it.
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(10)
+    return result.pop(), left <= 0
+
+
+def check_each_moment(desk: Desk, source: Seat, act: Callable[[], object]) -> int:
+    """Look at the totals while something is done at any instruction. Returns of how many."""
+    desk.ledger.totals()  # what is done once only, has been done
+    source.take()
+    for at in itertools.count(1):
+        before = desk.ledger.totals()
+        now, done = with_interruption(at, desk.ledger.totals, act)
+        after = desk.ledger.totals()
+        assert now in (before, after), f"at instruction {at}: {before}, {now}, {after}"
+        if not done:
+            return at
+        assert before != after
+        source.take()  # asks for more: what is in hand is finished
+    raise AssertionError
+
+
+def test_totals_are_of_one_moment_while_a_consumer_hands_out(lanes: Desk) -> None:
+    """The first of a claim is in hand with the same store that counts it as taken."""
+    filled(lanes, 5000)
+    source = claiming(lanes, 10)
+    assert check_each_moment(lanes, source, source.hand_out) > 100
+
+
+def test_totals_are_of_one_moment_while_a_producer_puts(lanes: Desk) -> None:
+    out = filled(lanes)
+    assert check_each_moment(lanes, claiming(lanes, 10), lambda: out.put(b"new")) > 100
+
+
+@pytest.mark.parametrize("act", ["put", "pull", "get", "many"])
+def test_totals_are_of_one_moment_on_an_atomic_channel(lean: Desk, act: str) -> None:
+    out, source = lean.open(PRODUCER), lean.open(CONSUMER)
+    hand: Any = source.hand
+    for n in range(2000):
+        out.put(n)
+
+    def get() -> None:
+        if not hand.pending:
+            hand.quick()
+        hand.taken += 1
+        del hand.pending[0]
+
+    def many() -> None:
+        hand.pull()
+        hand.taken, hand.last = hand.taken + 2, 2
+        del hand.pending[:]
+
+    acts = {"put": lambda: out.put("new"), "pull": hand.pull, "get": get, "many": many}
+    assert check_each_moment(lean, source, acts[act]) > 100
 
 
 # At random, beside a model
@@ -2152,17 +2247,17 @@ class Game:
 
     def check(self) -> None:
         desk, ledger, head, model = self.desk, self.desk.ledger, self.desk.head, self.model
-        assert ledger.put_in_all() == (model.put, len(model.queued))
+        assert ledger.totals()[:2] == (model.put, len(model.queued))
         assert {kind: head[cell] for kind, cell in COUNTS.items()} == {
             kind: model.count(kind) for kind in ENDPOINTS
         }
         assert head[BUSY] == model.busy()
-        assert ledger.taken() == model.taken
+        assert ledger.totals().taken == model.taken
         assert ledger.in_hand() == sum(model.in_hand.values())
         for seat in self.seats:
             assert ledger.view(seat.slot).in_hand == model.in_hand[seat.number]
             assert desk.ledger.is_open(seat.slot, seat.number)
-        assert ledger.finished() == model.finished
+        assert ledger.totals().finished == model.finished
         assert (head[LOST], head[RETURNED], head[DROPPED]) == (
             model.lost,
             model.returned,
@@ -2577,10 +2672,10 @@ def test_mend_wakes_those_whom_nobody_woke(desk: Desk, state: int) -> None:
 
 def check_totals(ledger: Ledger, before: int) -> None:
     """Everything that was put, and perhaps what the killed one was putting, is on record."""
-    put, queued = ledger.put_in_all()
+    put, queued = ledger.totals()[:2]
     assert before <= put <= before + 1
     assert queued >= 0
-    assert ledger.finished() >= 0
+    assert ledger.totals().finished >= 0
     assert ledger.in_hand() >= 0
 
 
@@ -2592,7 +2687,7 @@ def finish(it: Scene, *, once: bool) -> None:
     desk, ledger, head = it.desk, it.desk.ledger, it.desk.head
     if not head[STATE] & CLOSED:
         desk.close_queue()
-    put, queued = ledger.put_in_all()
+    put, queued = ledger.totals()[:2]
     items = list[bytes]()
     while taken := it.source.get(2):
         items += taken
@@ -2600,12 +2695,12 @@ def finish(it: Scene, *, once: bool) -> None:
     assert len(set(items)) == len(items) or not once
     assert set(items) <= {*it.put, b"new"}
     assert it.source.hand.held == 0
-    assert ledger.finished() + head[LOST] == put
+    assert ledger.totals().finished + head[LOST] == put
     assert isinstance(ledger.verdict(), ProducerFailed if head[FAILED] else Done)
     assert ledger.settled()
     if it.redeliver:
         assert head[LOST] == 0
-        assert len(it.put) - len(items) <= ledger.finished()
+        assert len(it.put) - len(items) <= ledger.totals().finished
 
 
 def test_with_two_threads_what_the_other_one_holds_is_handed_out_again(tmp_path: Path) -> None:

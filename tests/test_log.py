@@ -1378,7 +1378,7 @@ def test_a_lane_is_seen_by_a_process_that_had_mapped_less(fast: Log) -> None:
     reader = fast.reader(1)
     calls: tuple[Callable[[], object], ...] = (
         fast.views[1].size,
-        fast.views[1].put_ever,
+        fast.views[1].totals,
         fast.views[1].peek,
         lambda: fast.views[1].claim(reader.slot, reader.hand),
     )
@@ -2094,15 +2094,14 @@ def test_a_cut_is_interrupted_before_any_store(
         assert first.get() == log.expected.popleft()[0]
         first.leave()
         reader = make(log)
-        rest, put = reader.rest, log.views[0].put_ever()
-        out = log.views[0].handed_out()
+        rest = reader.rest
+        put, _, out, _ = log.views[0].totals()
         over = log.attempt(store, log.views[0].cut, reader.slot, leave)
         log.check()
         log.views[1].roll()
         log.check()
         assert log.head[CUT] == log.head[ROLL] == 0
-        assert log.views[1].put_ever() == put
-        assert log.views[1].handed_out() == out
+        assert log.views[1].totals()[::2] == (put, out)
         outcomes.append(reader.rest)
         assert log.views[1].claimed() == reader.rest
         mine = [reader.hand_out() for _ in range(reader.rest)]
@@ -2132,13 +2131,13 @@ def test_a_cut_finds_no_room(fast: Log, monkeypatch: pytest.MonkeyPatch) -> None
 @lockless
 def test_after_a_cancel_a_cut_needs_no_room(fast: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = claimed(fast)
-    put, out = fast.views[1].put_ever(), fast.views[1].handed_out()
+    put, _, out, _ = fast.views[1].totals()
     monkeypatch.setattr("os.posix_fallocate", refuse)
     fast.ledgers[1].cancel(None)
     assert reader.rest == 0
     assert fast.head[DROPPED] == 90
     assert fast.views[0].size() == 0
-    assert (fast.views[1].put_ever(), fast.views[1].handed_out()) == (put, out)
+    assert fast.views[1].totals()[::2] == (put, out)
     assert not reader.begin()
     with pytest.raises(Cancelled):
         reader.get()
@@ -2175,7 +2174,7 @@ TAKERS = (claimed, claimed_chunk, claimed_raw, claimed_of_many)
 @pytest.mark.parametrize("make", TAKERS)
 def test_many_are_moved_from_a_claim(fast: Log, make: Callable[[Log], Reader], limit: int) -> None:
     reader = make(fast)
-    hand, put, size = reader.hand, fast.views[1].put_ever(), len(fast.expected)
+    hand, put, size = reader.hand, fast.views[1].totals()[0], len(fast.expected)
     rest = reader.rest
     assert reader.ledger.take(reader.slot, hand, limit, True)
     moved = list(map(reader.channel.unwrap, hand.pending))
@@ -2209,7 +2208,7 @@ def test_moving_many_is_interrupted_before_any_store(
         log = Log(tmp_path / str(store), 2, lockless=True)
         reader = make(log)
         reader.come_back()
-        size, put = len(log.expected), log.views[1].put_ever()
+        size, put = len(log.expected), log.views[1].totals()[0]
         over = log.attempt(store, reader.channel.unclaim, reader.slot, reader.hand, 5)
         held = 5 if log.views[1].size() < size else 0
         for _ in range(2):
@@ -2304,7 +2303,7 @@ def test_it_is_put_back(tmp_path: Path, make: Callable[[Log], Reader], pending: 
     for store in itertools.count(1):
         log = Log(tmp_path / str(store), 2, lockless=True)
         reader = interrupted(log, make)
-        put = log.views[1].put_ever()
+        put = log.views[1].totals()[0]
         if pending:
             log.append(b"taken under the lock")
             log.expected.remove(log.views[1].peek())
@@ -2315,8 +2314,7 @@ def test_it_is_put_back(tmp_path: Path, make: Callable[[Log], Reader], pending: 
         assert 0 <= len(log.expected) - log.views[1].size() <= 1 - over
         reader.channel.put_back(reader.slot, reader.hand)
         log.check()
-        assert log.views[1].put_ever() == put
-        assert log.views[1].handed_out() == put - len(log.expected)
+        assert log.views[1].totals()[::2] == (put, put - len(log.expected))
         assert log.views[1].in_claim(reader.slot) == 0
         reader.channel.cut(reader.slot)
         items = log.reader(1).get_all()
@@ -2330,7 +2328,8 @@ def test_it_is_put_back(tmp_path: Path, make: Callable[[Log], Reader], pending: 
 
 def counts(log: Log, view: int = 1) -> tuple[int, int, int]:
     channel = log.views[view]
-    return channel.size(), channel.put_ever(), channel.handed_out()
+    put, _, taken, _ = channel.totals()
+    return channel.size(), put, taken
 
 
 @lockless
@@ -2488,11 +2487,11 @@ def test_peek_and_commit_are_interrupted_before_any_store(tmp_path: Path, what: 
                 writer.put_chunk([1, 2])
             else:
                 writer.fill(2)
-        put = log.views[0].put_ever()
+        put = log.views[0].totals()[0]
         over = log.attempt(store, log.peek_and_commit)
         left = 2 - over
         assert log.views[1].size() == left
-        assert log.views[1].handed_out() == put - left
+        assert log.views[1].totals()[2] == put - left
         assert counts(log) == (left, put, put - left)
         mine = [reader.hand_out() for _ in range(reader.rest)]
         items = mine + log.reader(1).get_all()
@@ -2594,8 +2593,7 @@ def test_lanes_and_claims_at_random(tmp_path: Path, seed: int) -> None:
                 if item is not EMPTY:
                     seen.append(item)
         assert {channel.size() for channel in log.views} == {put - len(seen) - handed}
-        assert log.views[view].put_ever() == put
-        assert log.views[view].handed_out() == len(seen) + handed
+        assert log.views[view].totals()[::2] == (put, len(seen) + handed)
     for reader in readers:
         log.ledger.close(reader.slot, reader.number)
     seen += log.reader(1).get_all()
@@ -3307,7 +3305,7 @@ def test_room_at_random(tmp_path: Path, seed: int) -> None:
             if item is not EMPTY:
                 seen.append(item)
         assert log.promised() <= maxsize
-        assert log.views[view].put_ever() == len(log.expected)
+        assert log.views[view].totals()[0] == len(log.expected)
     for out in going:
         out.end()
     assert log.views[0].size() == len(log.expected) - len(seen) - handed

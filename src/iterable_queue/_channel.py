@@ -151,12 +151,8 @@ class Claims(Protocol):
     def settle_claim(self, slot: int) -> None:
         """What is in hand of the consumer's claim counts in its cell IN_HAND from now on."""
 
-    def put_ever(self) -> int:
-        """Items put so far."""
-        ...
-
-    def handed_out(self) -> int:
-        """Of the items counted in TAKEN, those handed out to user code."""
+    def totals(self) -> tuple[int, int, int, int]:
+        """Items put, queued, handed out, and in hand as parts of claims, all at one moment."""
         ...
 
     def last_put(self, slot: int) -> int:

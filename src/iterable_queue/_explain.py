@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def statistics(core: Core) -> Statistics:
     """A snapshot. Called with the lock held."""
     head = core.ledger.head
-    put, queued = core.ledger.put_in_all()
+    totals = core.ledger.totals()
     putting = getting = 0
     for view in core.ledger.views(PRODUCER, CONSUMER, WORKER):
         if view.kind == PRODUCER:
@@ -38,10 +38,10 @@ def statistics(core: Core) -> Statistics:
         open_producers=head[cells_.PRODUCERS],
         open_consumers=head[cells_.CONSUMERS],
         open_workers=head[cells_.WORKERS],
-        put=put,
-        taken=core.ledger.taken(),
-        finished=core.ledger.finished(),
-        queued=queued,
+        put=totals.put,
+        taken=totals.taken,
+        finished=totals.finished,
+        queued=totals.queued,
         lost=head[cells_.LOST],
         redelivered=head[cells_.REDELIVERED],
         dropped=head[cells_.DROPPED],

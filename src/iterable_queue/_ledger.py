@@ -71,7 +71,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from queue import Empty
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypeVar
 
 from iterable_queue._cells import (
     ABANDONED,
@@ -181,6 +181,15 @@ PUT_WHEN_DONE: Final = (
 
 class IllegalTransition(RuntimeError):
     """A bug in this library: a transition that the state machine does not have."""
+
+
+class Totals(NamedTuple):
+    """Numbers of items, all of one moment."""
+
+    put: int
+    queued: int
+    taken: int
+    finished: int
 
 
 def _text(words: Iterable[int]) -> str:
@@ -523,31 +532,33 @@ class Ledger:
         if head[STATE] & CANCELLED:
             self._drop_all()
 
-    def taken(self) -> int:
-        """Hand-outs to user code. Call `fold` first."""
+    def totals(self) -> Totals:
+        """How many items were put, are queued, were taken and are finished."""
+        head = self.head
         if self.claims is not None:
-            return self.claims.handed_out()
-        return self.head[TAKEN] + self.head[LEAN]
+            put, queued, taken, in_claims = self.claims.totals()
+            settled = taken - in_claims - self._in_cells()
+        else:
+            while True:
+                gone = self._gone()
+                queued = self.channel.size()
+                if gone == self._gone():
+                    break
+            taken, pending, in_hand = gone
+            put = queued + taken + pending + head[DROPPED] - head[RETURNED]
+            settled = taken + pending - in_hand
+        head[HIGHEST] = max(head[HIGHEST], queued)
+        finished = settled - head[LOST] - head[RETURNED]
+        return Totals(put=put, queued=queued, taken=taken, finished=finished)
 
-    def put_in_all(self) -> tuple[int, int]:
-        """Items put so far, and items queued, at one moment."""
-        if self.claims is not None:
-            queued = self.channel.size()
-            self.head[HIGHEST] = max(self.head[HIGHEST], queued)
-            return self.claims.put_ever(), queued
-        while True:
-            self.fold()
-            before = self.taken(), self.pending()
-            queued = self.channel.size()
-            self.fold()
-            if before == (self.taken(), self.pending()):
-                head = self.head
-                head[HIGHEST] = max(head[HIGHEST], queued)
-                return queued + sum(before) + head[DROPPED] - head[RETURNED], queued
+    def _gone(self) -> tuple[int, int, int]:
+        """Items handed out; pulled by a hand that counts by itself, not handed out yet; in hand.
 
-    def pending(self) -> int:
-        """Items that hands which count by themselves had pulled, and not handed out, at `fold`."""
-        return sum(hand.seen[2] for hands in self.hands.values() for hand in list(hands.values()))
+        Those that were only pulled are in hand as well.
+        """
+        self.fold()
+        pulled = sum(hand.seen[2] for hands in self.hands.values() for hand in list(hands.values()))
+        return self.head[TAKEN] + self.head[LEAN], pulled, self._in_cells()
 
     # -- what the queue is in for ----------------------------------------------------------------
 
@@ -573,17 +584,14 @@ class Ledger:
         """
         if fold:
             self.fold()
-        cells = self.cells
-        held = sum(cells[IN_HAND + SLOT_SIZE : self.head[SLOTS] * SLOT_SIZE : SLOT_SIZE])
+        held = self._in_cells()
         if self.claims is not None:
             held += self.claims.in_claims()
         return held
 
-    def finished(self) -> int:
-        """Items whose taker asked for the next one, or closed."""
-        in_hand = self.in_hand()
-        taken = self.taken() + self.pending()  # those pending are in hand, but not taken yet
-        return taken - self.head[LOST] - self.head[RETURNED] - in_hand
+    def _in_cells(self) -> int:
+        cells = self.cells
+        return sum(cells[IN_HAND + SLOT_SIZE : self.head[SLOTS] * SLOT_SIZE : SLOT_SIZE])
 
     def settle(self) -> None:
         """Decide again what the queue is in for, and wake whom it concerns.

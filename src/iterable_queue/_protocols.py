@@ -226,7 +226,10 @@ class Recording(Protocol):
 
 
 class Statistics(NamedTuple):
-    """A snapshot of a queue. Each total lies between its values at the call's start and end."""
+    """A snapshot of a queue. Each total lies between its values at the call's start and end.
+
+    `put`, `queued`, `taken` and `finished` are of one and the same moment.
+    """
 
     open_producers: int
     """Producers that have neither closed nor failed."""

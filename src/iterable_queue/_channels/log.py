@@ -461,13 +461,16 @@ class LogChannel:
 
     def in_claims(self) -> int:
         """The same for all consumers."""
+        return sum(idle < min(at, end) for idle, at, end in self._claims())
+
+    def _claims(self) -> list[tuple[int, int, int]]:
+        """CLAIM_IDLE, CLAIM_NEXT and CLAIM_END of all slots."""
         cells = self._ledger.refreshed()
         last = self._head[SLOTS] * SLOT_SIZE
-        ends: Any = cells[SLOT_SIZE + CLAIM_END : last : SLOT_SIZE]
-        nexts: Any = cells[SLOT_SIZE + CLAIM_NEXT : last : SLOT_SIZE]
         idles: Any = cells[SLOT_SIZE + CLAIM_IDLE : last : SLOT_SIZE]
-        rows = zip(idles, nexts, ends, strict=False)
-        return sum(idle < min(at, end) for idle, at, end in rows)
+        nexts: Any = cells[SLOT_SIZE + CLAIM_NEXT : last : SLOT_SIZE]
+        ends: Any = cells[SLOT_SIZE + CLAIM_END : last : SLOT_SIZE]
+        return list(zip(idles, nexts, ends, strict=False))
 
     def settle_claim(self, slot: int) -> None:
         """What is in hand of the consumer's claim counts in its cell IN_HAND from now on."""
@@ -480,18 +483,23 @@ class LogChannel:
                 (HEAD_SIZE + mine + IN_HAND, cells[mine + IN_HAND] + 1),
             )
 
-    def put_ever(self) -> int:
-        """Items put so far."""
-        self.roll()
-        bases = self._bases()
-        cells = self._ledger.cells
-        put = sum(cells[base + PUT] for base in bases)
-        return put - self._head[UNTAKEN] - self._head[RETURNED]
+    def totals(self) -> tuple[int, int, int, int]:
+        """Items put, queued, handed out, and in hand as parts of claims, all at one moment.
 
-    def handed_out(self) -> int:
-        """Of the items counted in TAKEN, those handed out to user code."""
+        With the lock held, two things go on: consumers hand out, and producers put. So each
+        CLAIM_NEXT is read once: what is handed out between two looks at it would count as finished
+        already. What is put after that is queued.
+        """
         self.roll()
-        return self._head[TAKEN] - self.claimed() - self._head[UNTAKEN]
+        head = self._head
+        claims = self._claims()
+        claimed = sum(max(end - at, 0) for _, at, end in claims)
+        in_hand = sum(idle < min(at, end) for idle, at, end in claims)
+        cells = self._ledger.cells
+        put = sum(cells[base + PUT] for base in self._bases())
+        gone = head[TAKEN] - claimed
+        queued = put - gone - head[DROPPED]
+        return put - head[UNTAKEN] - head[RETURNED], queued, gone - head[UNTAKEN], in_hand
 
     def _bases(self) -> list[int]:
         """The first cells of the lanes' slots. Lanes are never given back."""

@@ -52,7 +52,7 @@ from iterable_queue._errors import (
     QueueClosed,
     WouldDeadlock,
 )
-from iterable_queue._ledger import PUT_WHEN_DONE, Ledger
+from iterable_queue._ledger import PUT_WHEN_DONE, Ledger, Totals
 from iterable_queue._runtime import Lock
 
 CLAIM_NS: Final = 2_000_000
@@ -605,11 +605,13 @@ class RedisLedger(Ledger):
     def views(self, *kinds: int) -> Iterator[SlotView]:
         return (view for view in self._views if not kinds or view.kind in kinds)
 
-    def put_in_all(self) -> tuple[int, int]:
+    def totals(self) -> Totals:
         self.look()
         head = self.head
-        put = self._queued + self.taken() + head[cells_.DROPPED] - head[cells_.RETURNED]
-        return put, self._queued
+        taken = head[TAKEN] - self._ahead
+        put = self._queued + taken + head[cells_.DROPPED] - head[cells_.RETURNED]
+        finished = taken - head[cells_.LOST] - head[cells_.RETURNED] - self._held
+        return Totals(put=put, queued=self._queued, taken=taken, finished=finished)
 
     def drained(self, *, fold: bool = True) -> bool:
         head = self.head
@@ -619,12 +621,6 @@ class RedisLedger(Ledger):
 
     def in_hand(self, *, fold: bool = True) -> int:
         return self._held
-
-    def taken(self) -> int:
-        return self.head[TAKEN] - self._ahead
-
-    def pending(self) -> int:
-        return 0
 
     def site(self) -> str:
         return self.made_at

@@ -96,9 +96,10 @@ def a_snapshot_stays_as_it_is(stage: Stage) -> None:
 
 @promise
 def statistics_never_go_back(stage: Stage) -> None:
-    """While all put and take, each total only grows, and there is never less than nothing."""
+    """While all put and take, totals only grow, and those of items are all of one moment."""
     iq = stage.make()
     before = iq.statistics()
+    _only_grows(before, before)
     takers = [stage.start(_actors.consume, iq.get_consumer()) for _ in range(2)]
     for first in (0, 400):
         stage.start(_actors.produce, iq.get_producer(), range(first, first + 400))
@@ -120,6 +121,9 @@ def _only_grows(before: Statistics, now: Statistics) -> None:
         a, b = getattr(before, name), getattr(now, name)
         holds(0 <= a <= b, f"statistics().{name} never goes back: {a}, then {b}")
     holds(now.queued >= 0, f"statistics().queued is never negative: {now.queued}")
+    items = f"put {now.put}, queued {now.queued}, taken {now.taken}, finished {now.finished}"
+    holds(now.put == now.queued + now.taken, f"statistics() is of one moment: {items}")
+    holds(now.finished <= now.taken, f"nothing is finished that was not taken: {items}")
 
 
 @promise
