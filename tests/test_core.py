@@ -53,7 +53,8 @@ from iterable_queue._core import (
     thread_core,
     user_line,
 )
-from iterable_queue._runtime import SLICE_S, Lock, guard
+from iterable_queue._runtime import SLICE_S, guard
+from iterable_queue._seams import Lock
 from tests.conftest import wait_until
 
 

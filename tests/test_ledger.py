@@ -92,13 +92,14 @@ from iterable_queue._cells import (
     WORKER,
     WORKERS,
 )
-from iterable_queue._channel import Channel, Hand
+from iterable_queue._channel import Hand
 from iterable_queue._channels.log import CLAIM_NS, Lane, LogChannel
 from iterable_queue._channels.log import OWNER as LANE_OWNER
 from iterable_queue._channels.threads import ThreadChannel
 from iterable_queue._fence import is_supported
 from iterable_queue._ledger import IllegalTransition, Ledger
-from iterable_queue._runtime import Cells, Condition, ThreadRuntime
+from iterable_queue._runtime import Condition, ThreadRuntime
+from iterable_queue._seams import Cells, Channel
 from tests.conftest import list_gate
 
 R = TypeVar("R")
@@ -106,6 +107,14 @@ R = TypeVar("R")
 PACKAGE = os.path.dirname(iterable_queue.__file__)
 ENDPOINTS = (PRODUCER, CONSUMER, WORKER)
 COUNTS = {PRODUCER: PRODUCERS, CONSUMER: CONSUMERS, WORKER: WORKERS}
+
+
+def taken_of(ledger: Ledger) -> int:
+    return ledger.totals()[2]
+
+
+def finished_of(ledger: Ledger) -> int:
+    return ledger.totals()[3]
 
 
 class Tokens:
@@ -826,13 +835,13 @@ def test_put_and_take(desk: Desk) -> None:
     assert desk.ledger.totals()[:2] == (2, 2)
     assert source.get() == ["a"]
     assert source.hand.held == source.cell(IN_HAND) == desk.ledger.in_hand() == 1
-    assert desk.ledger.totals().taken == desk.head[TAKEN] == 1
-    assert desk.ledger.totals().finished == 0
+    assert taken_of(desk.ledger) == desk.head[TAKEN] == 1
+    assert finished_of(desk.ledger) == 0
     assert source.get() == ["b"]
-    assert desk.ledger.totals().finished == 1
+    assert finished_of(desk.ledger) == 1
     assert source.get() == []
     assert source.hand.held == source.cell(IN_HAND) == desk.ledger.in_hand() == 0
-    assert desk.ledger.totals().finished == 2
+    assert finished_of(desk.ledger) == 2
     assert desk.ledger.totals()[:2] == (2, 0)
 
 
@@ -846,7 +855,7 @@ def test_take_up_to_a_limit(desk: Desk, limit: int, count: int) -> None:
     assert desk.head[TAKEN] == count
     assert source.cell(AT) == count
     assert source.get(limit) == list(range(count, min(2 * count, 4)))
-    assert desk.ledger.totals().finished == count
+    assert finished_of(desk.ledger) == count
 
 
 def test_one_taken_for_one_finished_leaves_what_is_in_hand(desk: Desk) -> None:
@@ -861,7 +870,7 @@ def test_one_taken_for_one_finished_leaves_what_is_in_hand(desk: Desk) -> None:
     assert source.cell(IN_HAND) == source.hand.held == 1
     assert source.get(2) == [4, 5]
     assert source.cell(IN_HAND) == source.hand.held == 2
-    assert desk.ledger.totals().finished == 4
+    assert finished_of(desk.ledger) == 4
 
 
 def test_what_is_pending_is_not_taken_twice(desk: Desk) -> None:
@@ -1041,22 +1050,22 @@ def test_what_a_lean_hand_took_is_folded_in(lean: Desk) -> None:
     assert source.get() == [0]
     assert lean.head[TAKEN] == lean.head[LEAN] == 0, "until somebody asks"
     assert lean.ledger.in_hand() == 1
-    assert lean.head[LEAN] == lean.ledger.totals().taken == 1
+    assert lean.head[LEAN] == taken_of(lean.ledger) == 1
     assert source.cell(IN_HAND) == 1
     assert hand.quick is not None
     for _ in range(2):  # as `get` does without the lock
         hand.quick()
         hand.taken += 1
         del hand.pending[0]
-    assert lean.ledger.totals().finished == 2
-    assert lean.ledger.totals().taken == 3
+    assert finished_of(lean.ledger) == 2
+    assert taken_of(lean.ledger) == 3
     assert source.cell(IN_HAND) == 1
     assert source.get(9) == [3, 4]
     assert lean.ledger.in_hand() == source.cell(IN_HAND) == 2
-    assert lean.ledger.totals().finished == 3
+    assert finished_of(lean.ledger) == 3
     assert source.get() == []
     assert lean.ledger.in_hand() == 0
-    assert lean.ledger.totals().finished == 5
+    assert finished_of(lean.ledger) == 5
     assert hand.seen == (5, 0, 0)
     assert hand.idle_at == 5
 
@@ -1073,7 +1082,7 @@ def test_after_many_the_next_one_finishes_them_all(lean: Desk) -> None:
     assert source.get() == [3]
     assert hand.quick == hand.pull
     assert lean.ledger.in_hand() == 1
-    assert lean.ledger.totals().finished == 3
+    assert finished_of(lean.ledger) == 3
 
 
 def test_what_is_pending_in_a_lean_hand_is_not_taken_yet(lean: Desk) -> None:
@@ -1082,7 +1091,7 @@ def test_what_is_pending_in_a_lean_hand_is_not_taken_yet(lean: Desk) -> None:
     out.put("b")
     assert source.take(2)
     assert lean.ledger.totals()[:2] == (2, 0)
-    assert lean.ledger.totals().taken == 0
+    assert taken_of(lean.ledger) == 0
     assert lean.ledger.in_hand() == 2
     lean.ledger.give_back(source.slot, source.hand)
     assert source.hand.pending == []
@@ -1114,7 +1123,7 @@ def test_closing_folds_first(lean: Desk) -> None:
     out.put(1)
     assert source.get() == [1]
     source.close()
-    assert lean.ledger.totals().taken == lean.ledger.totals().finished == 1
+    assert taken_of(lean.ledger) == finished_of(lean.ledger) == 1
     assert source.slot not in lean.ledger.hands
 
 
@@ -1158,7 +1167,7 @@ def test_what_was_taken_and_not_returned_is_given_back(desk: Desk, kind: int) ->
     assert desk.head[BUSY] == 0
     assert desk.woken() == (2, 0, 0)
     assert desk.ledger.totals()[:2] == (3, 3)
-    assert desk.ledger.totals().finished == 0
+    assert finished_of(desk.ledger) == 0
     assert desk.open(CONSUMER).get(9) == ["c", "a", "b"]
 
 
@@ -1173,7 +1182,7 @@ def test_what_is_given_back_after_a_cancel_is_dropped(desk: Desk, kind: int) -> 
     assert desk.channel.size() == 0
     assert desk.head[DROPPED] == 2
     assert desk.ledger.totals()[:2] == (2, 0)
-    assert desk.ledger.totals().finished == desk.ledger.in_hand() == 0
+    assert finished_of(desk.ledger) == desk.ledger.in_hand() == 0
 
 
 @pytest.mark.parametrize("kind", [CONSUMER, WORKER])
@@ -1193,7 +1202,7 @@ def test_items_are_lost(desk: Desk, kind: int) -> None:
     source.close()
     out.close()
     desk.close_queue()
-    assert desk.ledger.totals().finished == 1
+    assert finished_of(desk.ledger) == 1
     verdict = desk.ledger.join_verdict()
     assert isinstance(verdict, ItemsLost)
     assert verdict.count == 2
@@ -1226,8 +1235,8 @@ def test_items_are_redelivered(kind: int) -> None:
     source.close()
     assert other.get(2) == ["a", "b"]
     assert other.get() == []
-    assert desk.ledger.totals().taken == 4
-    assert desk.ledger.totals().finished == 2
+    assert taken_of(desk.ledger) == 4
+    assert finished_of(desk.ledger) == 2
     assert desk.ledger.join_verdict() is True
 
 
@@ -1641,9 +1650,8 @@ def claiming(desk: Desk, pace: int = 100) -> Seat:
 
 def totals(desk: Desk) -> tuple[int, int, int, int, int]:
     """Items put, queued, handed out, in hand and finished."""
-    ledger = desk.ledger
-    put, queued, taken, finished = ledger.totals()
-    return put, queued, taken, ledger.in_hand(), finished
+    put, queued, taken, finished = desk.ledger.totals()
+    return put, queued, taken, desk.ledger.in_hand(), finished
 
 
 def test_take_gives_a_claim(lanes: Desk) -> None:
@@ -2252,12 +2260,12 @@ class Game:
             kind: model.count(kind) for kind in ENDPOINTS
         }
         assert head[BUSY] == model.busy()
-        assert ledger.totals().taken == model.taken
+        assert taken_of(ledger) == model.taken
         assert ledger.in_hand() == sum(model.in_hand.values())
         for seat in self.seats:
             assert ledger.view(seat.slot).in_hand == model.in_hand[seat.number]
             assert desk.ledger.is_open(seat.slot, seat.number)
-        assert ledger.totals().finished == model.finished
+        assert finished_of(ledger) == model.finished
         assert (head[LOST], head[RETURNED], head[DROPPED]) == (
             model.lost,
             model.returned,
@@ -2675,7 +2683,7 @@ def check_totals(ledger: Ledger, before: int) -> None:
     put, queued = ledger.totals()[:2]
     assert before <= put <= before + 1
     assert queued >= 0
-    assert ledger.totals().finished >= 0
+    assert finished_of(ledger) >= 0
     assert ledger.in_hand() >= 0
 
 
@@ -2695,12 +2703,12 @@ def finish(it: Scene, *, once: bool) -> None:
     assert len(set(items)) == len(items) or not once
     assert set(items) <= {*it.put, b"new"}
     assert it.source.hand.held == 0
-    assert ledger.totals().finished + head[LOST] == put
+    assert finished_of(ledger) + head[LOST] == put
     assert isinstance(ledger.verdict(), ProducerFailed if head[FAILED] else Done)
     assert ledger.settled()
     if it.redeliver:
         assert head[LOST] == 0
-        assert len(it.put) - len(items) <= ledger.totals().finished
+        assert len(it.put) - len(items) <= finished_of(ledger)
 
 
 def test_with_two_threads_what_the_other_one_holds_is_handed_out_again(tmp_path: Path) -> None:

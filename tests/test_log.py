@@ -85,7 +85,8 @@ from iterable_queue._channels.log import (
 )
 from iterable_queue._fence import is_supported
 from iterable_queue._ledger import Ledger
-from iterable_queue._runtime import Cells, Condition, ThreadRuntime, TokenQueue, guard
+from iterable_queue._runtime import Condition, ThreadRuntime, TokenQueue, guard
+from iterable_queue._seams import Cells
 from tests.conftest import list_gate
 
 lockless = pytest.mark.skipif(not is_supported(), reason="all goes by the lock here")

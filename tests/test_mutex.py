@@ -26,7 +26,8 @@ import pytest
 from iterable_queue import _mutex
 from iterable_queue._channels import log
 from iterable_queue._mutex import Mutex, is_supported, make
-from iterable_queue._runtime import Lock, is_lock_busy
+from iterable_queue._runtime import is_lock_busy
+from iterable_queue._seams import Lock
 from tests.conftest import FORKS, Process, Processes, wait_until
 
 FORK = multiprocessing.get_context("fork")

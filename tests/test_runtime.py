@@ -13,12 +13,12 @@ from iterable_queue._runtime import (
     SLICE_S,
     Condition,
     LocalErrors,
-    Semaphore,
     ThreadRuntime,
     TokenQueue,
     guard,
     is_lock_busy,
 )
+from iterable_queue._seams import Semaphore
 from tests.conftest import wait_until
 
 

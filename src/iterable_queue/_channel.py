@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator
 from itertools import repeat
 from operator import setitem
 from struct import Struct
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from iterable_queue._channels.log import Lane
-    from iterable_queue._runtime import Cells
+    from iterable_queue._seams import Cells, Channel
 
 EMPTY: Final = object()
 """What a channel's `peek` returns when it holds nothing."""
@@ -56,118 +55,6 @@ class Parts:
         """
         where = [slice(start + at, start + at + len(part)) for at, part in self.parts]
         return map(setitem, repeat(target), where, [part for _, part in self.parts])
-
-
-class Channel(Protocol):
-    """Where the items are. It decides nothing about endpoints."""
-
-    atomic: bool
-    """`append`, `size` and the result of `pull_into` may be called without the lock."""
-    stash: list[Any]
-    """Copies of items that `peek` has read; emptied by the ledger when one is handed out."""
-
-    def append(self, payload: Any, producer: int) -> None:
-        """Put *payload* behind the others, wholly or, if this raises, not at all."""
-
-    def size(self) -> int:
-        """How many items there are; exact at some moment during the call."""
-        ...
-
-    def peek(self) -> Any:
-        """The next item, or EMPTY. It is gone from the ledger's next store to TAKEN on."""
-        ...
-
-    def pull_into(self, pending: list[Any]) -> Callable[[], object] | None:
-        """For an atomic channel: a C function that moves one item to *pending* or raises Empty."""
-        ...
-
-    def unwrap(self, payload: Any) -> tuple[Any, int]:
-        """The arguments with which `append` got what `peek` returned."""
-        ...
-
-    def clear(self) -> None:
-        """Drop everything."""
-
-    def recheck(self) -> bool:
-        """Whether something may have been put while the caller has had the lock.
-
-        Executes a full fence if so: what the caller stored before is seen by who puts after.
-        """
-        ...
-
-
-class Whole(Protocol):
-    """What a channel does where its process may be killed: all of some stores, or none.
-
-    Called with the lock held. Cells are given as in the file: those of slots from HEAD_SIZE on.
-    """
-
-    def commit(self, *pairs: tuple[int, int]) -> None:
-        """Store each value in its cell."""
-
-    def append_and(self, payload: Any, producer: int, *pairs: tuple[int, int]) -> None:
-        """The same, and `append`."""
-
-    def roll(self) -> None:
-        """Do the rest of what one who died has committed."""
-
-
-class Claims(Protocol):
-    """What a channel does whose consumers hold items ahead of handing them out.
-
-    Called with the lock held, unless said otherwise.
-    """
-
-    def claim(self, slot: int, hand: Hand) -> bool:
-        """Give *hand* a new claim; its last one is over. False: there is nothing."""
-        ...
-
-    def resume(self, slot: int, hand: Hand) -> bool:
-        """Finish what the hand was handed, and see what of its claim is left. False: nothing."""
-        ...
-
-    def is_handed_out(self, slot: int, hand: Hand) -> bool:
-        """Whether the next item of the claim counts as handed out, and was not returned yet."""
-        ...
-
-    def put_back(self, slot: int, hand: Hand) -> None:
-        """Finish what the hand was handed; an item whose hand-out was interrupted is put again."""
-
-    def unclaim(self, slot: int, hand: Hand, limit: int) -> None:
-        """Move up to *limit* items of the claim to the hand's `pending`: they are in hand."""
-
-    def cut(self, slot: int, leave: int = 0) -> int:
-        """Take the rest of a consumer's claim away, but for *leave* items. Returns how many."""
-        ...
-
-    def in_claim(self, slot: int) -> int:
-        """Of the items of this consumer's claim, how many are in hand."""
-        ...
-
-    def in_claims(self) -> int:
-        """The same for all consumers."""
-        ...
-
-    def settle_claim(self, slot: int) -> None:
-        """What is in hand of the consumer's claim counts in its cell IN_HAND from now on."""
-
-    def totals(self) -> tuple[int, int, int, int]:
-        """Items put, queued, handed out, and in hand as parts of claims, all at one moment."""
-        ...
-
-    def last_put(self, slot: int) -> int:
-        """When the producer in *slot* last put something without the lock, ns; 0: not known."""
-        ...
-
-    def release_lane(self, slot: int) -> None:
-        """The producer in *slot* puts no more."""
-
-    def admit(self, lane: Lane) -> bool:
-        """Give the one who writes *lane* room for at least one more item. False: there is none."""
-        ...
-
-    def mend(self) -> None:
-        """Make whole what a holder of the lock left half done that died."""
 
 
 GONE: Final[list[Any]] = []

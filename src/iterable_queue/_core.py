@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from iterable_queue._channels.log import LogChannel
     from iterable_queue._endpoints import Endpoint
     from iterable_queue._leaks import Leaks
-    from iterable_queue._runtime import Lock, Runtime
+    from iterable_queue._seams import Lock, Runtime
 
 P = ParamSpec("P")
 R = TypeVar("R")

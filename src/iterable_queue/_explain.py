@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def statistics(core: Core) -> Statistics:
     """A snapshot. Called with the lock held."""
     head = core.ledger.head
-    totals = core.ledger.totals()
+    put, queued, taken, finished = core.ledger.totals()
     putting = getting = 0
     for view in core.ledger.views(PRODUCER, CONSUMER, WORKER):
         if view.kind == PRODUCER:
@@ -38,10 +38,10 @@ def statistics(core: Core) -> Statistics:
         open_producers=head[cells_.PRODUCERS],
         open_consumers=head[cells_.CONSUMERS],
         open_workers=head[cells_.WORKERS],
-        put=totals.put,
-        taken=totals.taken,
-        finished=totals.finished,
-        queued=totals.queued,
+        put=put,
+        taken=taken,
+        finished=finished,
+        queued=queued,
         lost=head[cells_.LOST],
         redelivered=head[cells_.REDELIVERED],
         dropped=head[cells_.DROPPED],

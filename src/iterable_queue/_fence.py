@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from iterable_queue import _mutex
 
 if TYPE_CHECKING:
-    from iterable_queue._runtime import Cells
+    from iterable_queue._seams import Cells
 
 _MOST: Final = 1 << 30
 """A semaphore counts its releases; another one takes over well before that ends (2^31 - 1)."""

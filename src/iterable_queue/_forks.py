@@ -19,7 +19,7 @@ from iterable_queue._runtime import guard, is_lock_busy
 
 if TYPE_CHECKING:
     from iterable_queue._core import Core
-    from iterable_queue._runtime import Lock
+    from iterable_queue._seams import Lock
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -71,7 +71,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from queue import Empty
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from iterable_queue._cells import (
     ABANDONED,
@@ -146,7 +146,7 @@ from iterable_queue._cells import (
     WORKERS,
     SlotView,
 )
-from iterable_queue._channel import EMPTY, Channel, Claims, Hand, Whole
+from iterable_queue._channel import EMPTY, Hand
 from iterable_queue._errors import (
     REMOVED_BY_OTHERS,
     Cancelled,
@@ -162,7 +162,8 @@ from iterable_queue._errors import (
 )
 
 if TYPE_CHECKING:
-    from iterable_queue._runtime import Cells, Condition, Runtime
+    from iterable_queue._runtime import Condition
+    from iterable_queue._seams import Cells, Channel, Claims, Runtime, Whole
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -181,15 +182,6 @@ PUT_WHEN_DONE: Final = (
 
 class IllegalTransition(RuntimeError):
     """A bug in this library: a transition that the state machine does not have."""
-
-
-class Totals(NamedTuple):
-    """Numbers of items, all of one moment."""
-
-    put: int
-    queued: int
-    taken: int
-    finished: int
 
 
 def _text(words: Iterable[int]) -> str:
@@ -532,8 +524,8 @@ class Ledger:
         if head[STATE] & CANCELLED:
             self._drop_all()
 
-    def totals(self) -> Totals:
-        """How many items were put, are queued, were taken and are finished."""
+    def totals(self) -> tuple[int, int, int, int]:
+        """How many items were put, are queued, were taken, and are finished, all at one moment."""
         head = self.head
         if self.claims is not None:
             put, queued, taken, in_claims = self.claims.totals()
@@ -549,7 +541,7 @@ class Ledger:
             settled = taken + pending - in_hand
         head[HIGHEST] = max(head[HIGHEST], queued)
         finished = settled - head[LOST] - head[RETURNED]
-        return Totals(put=put, queued=queued, taken=taken, finished=finished)
+        return put, queued, taken, finished
 
     def _gone(self) -> tuple[int, int, int]:
         """Items handed out; pulled by a hand that counts by itself, not handed out yet; in hand.

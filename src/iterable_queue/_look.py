@@ -17,7 +17,7 @@ import os
 import pickle
 import stat
 import time
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from iterable_queue import _cells as cells_
 from iterable_queue._cells import (
@@ -41,8 +41,11 @@ from iterable_queue._explain import explain, statistics
 from iterable_queue._ledger import Ledger
 from iterable_queue._liveness import is_held
 from iterable_queue._protocols import Statistics
-from iterable_queue._runtime import ErrorStore, ThreadRuntime
+from iterable_queue._runtime import ThreadRuntime
 from iterable_queue._shared_runtime import SharedErrors
+
+if TYPE_CHECKING:
+    from iterable_queue._seams import ErrorStore
 
 TRIES: Final = 50
 """How often the cells are copied until nobody disturbs that; what the last try gave is taken."""

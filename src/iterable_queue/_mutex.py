@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from iterable_queue._clock import monotonic_ns
 
 if TYPE_CHECKING:
-    from iterable_queue._runtime import Lock
+    from iterable_queue._seams import Lock
 
 RECURSIVE: Final = 1  # PTHREAD_MUTEX_RECURSIVE; so that a call nested by a handler can be refused
 SHARED: Final = 1  # PTHREAD_PROCESS_SHARED

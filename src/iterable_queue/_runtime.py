@@ -19,36 +19,18 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable, MutableSequence
+from collections.abc import Callable
 from itertools import repeat, starmap
 from queue import Empty, SimpleQueue
-from types import TracebackType
-from typing import Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from iterable_queue import _clock
 
+if TYPE_CHECKING:
+    from iterable_queue._seams import Bell, Cells, ErrorStore, Lock, Semaphore
+
 SLICE_S = 0.25
 """No sleep is longer than this, in seconds: what a lost wake-up or an unseen death can cost."""
-
-Cells = MutableSequence[int]
-"""Signed 8-byte integers, each read or stored at once: a list, or a memoryview of shared memory."""
-
-
-class Lock(Protocol):
-    """A mutual exclusion that a `with` statement takes and lets go without running bytecode.
-
-    `__enter__` may give up after `SLICE_S` by raising `KeyError`: see `is_lock_busy`.
-    """
-
-    def __enter__(self) -> object: ...
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-        /,
-    ) -> object: ...
 
 
 def guard(acquire: Callable[..., bool], release: Callable[..., object], *args: object) -> Lock:
@@ -66,14 +48,6 @@ def guard(acquire: Callable[..., bool], release: Callable[..., object], *args: o
     return cast("Lock", type("Guard", (), members)())
 
 
-class Semaphore(Protocol):
-    """Counts tokens; sleepers wait for one."""
-
-    def acquire(self, block: bool = True, timeout: float | None = None, /) -> bool: ...
-
-    def release(self) -> None: ...
-
-
 _BUSY: Final = ((False,), (errno.EBUSY,), (errno.ETIMEDOUT,))
 """What a `with` raises KeyError with, where the lock is another's: of a `guard`, of a mutex."""
 
@@ -85,23 +59,6 @@ def is_lock_busy(error: KeyError) -> bool:
     """
     trace = error.__traceback__
     return error.args in _BUSY and trace is not None and trace.tb_next is None
-
-
-class Bell(Protocol):
-    """Counts the sleepers of a condition that are coroutines, and wakes their event loops."""
-
-    def waiting(self) -> int:
-        """How many are counted."""
-        ...
-
-    def ring(self, n: int) -> int:
-        """Give *n* tokens (no more than are counted), and then take these off the count.
-
-        Returns *n*, or 0 where nobody lives any more who could be counted; the count is 0 then.
-        Called with the lock held, or by what interrupts one who has it. Raises nothing: where no
-        token can be given for want of a descriptor, those who sleep stay counted.
-        """
-        ...
 
 
 class Condition:
@@ -184,64 +141,6 @@ class Condition:
     def notify_all(self) -> None:
         """Wake every sleeper. Called with the lock held."""
         self.notify(self._head[self._index])
-
-
-class ErrorStore(Protocol):
-    """Where failures and the reason for a cancel are kept."""
-
-    def pack(self, error: BaseException) -> object:
-        """Make *error* fit to be kept. Called without the lock: it runs user code."""
-        ...
-
-    def add_failure(self, packed: object) -> tuple[tuple[int, int], ...]:
-        """Keep one more failure, once the caller stores these values in these cells of the head.
-
-        Called with the lock held.
-        """
-        ...
-
-    def count(self) -> int:
-        """How many failures there are. Called with the lock held."""
-        ...
-
-    def failures(self) -> tuple[BaseException, ...]:
-        """All failures, oldest first."""
-        ...
-
-    def set_reason(self, packed: object) -> None:
-        """Keep the error that `cancel` was given. Called with the lock held."""
-
-    def reason(self) -> BaseException | None:
-        """The error that `cancel` was given."""
-        ...
-
-
-class Runtime(Protocol):
-    """What one queue's ledger runs on, in one process."""
-
-    head: Cells
-    lock: Lock
-    trylock: Lock
-    items: Condition
-    room: Condition
-    end: Condition
-    errors: ErrorStore
-
-    def now(self) -> int:
-        """Nanoseconds on the monotonic clock, the same one in every process."""
-        ...
-
-    def monotonic(self) -> float:
-        """The same clock in seconds, for deadlines."""
-        ...
-
-    def lock_within(self, timeout_s: float) -> Lock:
-        """The same lock, for which a `with` waits at most *timeout_s* (and a slice)."""
-        ...
-
-    def cells(self, count: int) -> Cells:
-        """At least *count* cells for slots, keeping what they hold. Called with the lock held."""
-        ...
 
 
 class TokenQueue:

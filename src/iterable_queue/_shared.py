@@ -98,7 +98,7 @@ from iterable_queue._shared_runtime import SharedRuntime, private
 if TYPE_CHECKING:
     from iterable_queue._endpoints import Endpoint
     from iterable_queue._protocols import Context
-    from iterable_queue._runtime import Cells
+    from iterable_queue._seams import Cells
 
 REMOVED: Final = 31
 """A cell of the head: 1 once the directory is being removed."""

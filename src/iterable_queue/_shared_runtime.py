@@ -26,7 +26,7 @@ from iterable_queue._mutex import Mutex
 from iterable_queue._runtime import SLICE_S, Condition, guard
 
 if TYPE_CHECKING:
-    from iterable_queue._runtime import Cells, ErrorStore, Lock
+    from iterable_queue._seams import Cells, ErrorStore, Lock
 
 ERRORS: Final = 29
 """A cell of the head: how many bytes of the file of failures count."""

@@ -84,7 +84,7 @@ from iterable_queue._runtime import is_lock_busy
 if TYPE_CHECKING:
     from iterable_queue._channel import Hand, Parts
     from iterable_queue._ledger import Ledger
-    from iterable_queue._runtime import Cells, Lock
+    from iterable_queue._seams import Cells, Lock
 
 # The channel's cells of the head.
 COMMITS: Final = CHANNEL  # plans committed by other stores than that of TAKEN

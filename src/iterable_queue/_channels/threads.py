@@ -22,7 +22,7 @@ from iterable_queue._cells import TAKEN
 from iterable_queue._channel import EMPTY
 
 if TYPE_CHECKING:
-    from iterable_queue._runtime import Cells
+    from iterable_queue._seams import Cells
 
 
 class ThreadChannel:

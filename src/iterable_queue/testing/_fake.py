@@ -19,7 +19,7 @@ import os
 import queue as queues
 from collections.abc import Callable, Iterable
 from threading import get_ident
-from typing import Any, ClassVar, Final, Literal, NoReturn, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NoReturn, ParamSpec, TypeVar, cast
 
 from iterable_queue import _cells as cells_
 from iterable_queue import _endpoints, _forks
@@ -51,7 +51,7 @@ from iterable_queue._errors import (
 from iterable_queue._ledger import Ledger
 from iterable_queue._protocols import Endpoint, SupportsPutGet
 from iterable_queue._queue import IterableQueue
-from iterable_queue._runtime import Condition, ErrorStore, LocalErrors, ThreadRuntime, TokenQueue
+from iterable_queue._runtime import Condition, LocalErrors, ThreadRuntime, TokenQueue
 from iterable_queue.testing._events import (
     Closed,
     Ended,
@@ -69,6 +69,9 @@ from iterable_queue.testing._events import (
     Taken,
     Unreadable,
 )
+
+if TYPE_CHECKING:
+    from iterable_queue._seams import ErrorStore
 
 P = ParamSpec("P")
 R = TypeVar("R")

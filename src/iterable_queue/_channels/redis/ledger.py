@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from iterable_queue import _cells as cells_
 from iterable_queue._cells import (
@@ -52,8 +52,10 @@ from iterable_queue._errors import (
     QueueClosed,
     WouldDeadlock,
 )
-from iterable_queue._ledger import PUT_WHEN_DONE, Ledger, Totals
-from iterable_queue._runtime import Lock
+from iterable_queue._ledger import PUT_WHEN_DONE, Ledger
+
+if TYPE_CHECKING:
+    from iterable_queue._seams import Lock
 
 CLAIM_NS: Final = 2_000_000
 """A claim holds as many items as its consumer works through in this time, in nanoseconds."""
@@ -605,13 +607,13 @@ class RedisLedger(Ledger):
     def views(self, *kinds: int) -> Iterator[SlotView]:
         return (view for view in self._views if not kinds or view.kind in kinds)
 
-    def totals(self) -> Totals:
+    def totals(self) -> tuple[int, int, int, int]:
         self.look()
         head = self.head
         taken = head[TAKEN] - self._ahead
         put = self._queued + taken + head[cells_.DROPPED] - head[cells_.RETURNED]
         finished = taken - head[cells_.LOST] - head[cells_.RETURNED] - self._held
-        return Totals(put=put, queued=self._queued, taken=taken, finished=finished)
+        return put, self._queued, taken, finished
 
     def drained(self, *, fold: bool = True) -> bool:
         head = self.head

@@ -10,13 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from iterable_queue import _cells as cells_
 from iterable_queue._channels.redis.calls import ERRORS
 from iterable_queue._channels.redis.link import Link
 from iterable_queue._channels.redis.sealer import Sealer
-from iterable_queue._runtime import Condition, ErrorStore, Lock, ThreadRuntime, TokenQueue, guard
+from iterable_queue._runtime import Condition, ThreadRuntime, TokenQueue, guard
+
+if TYPE_CHECKING:
+    from iterable_queue._seams import ErrorStore, Lock
 
 SLICES: Final = 8
 """No sleep is longer than so many slices: what a message costs that was lost with a connection."""

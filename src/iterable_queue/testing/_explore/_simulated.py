@@ -60,14 +60,7 @@ from iterable_queue._endpoints import Endpoint
 from iterable_queue._errors import EndpointElsewhere, pack_error, unpack_error
 from iterable_queue._ledger import Ledger
 from iterable_queue._pickling import pickling
-from iterable_queue._runtime import (
-    Condition,
-    LocalErrors,
-    Lock,
-    Semaphore,
-    guard,
-    is_lock_busy,
-)
+from iterable_queue._runtime import Condition, LocalErrors, guard, is_lock_busy
 from iterable_queue.testing._explore._scheduler import (
     EVERYTHING,
     LOCK,
@@ -81,8 +74,8 @@ from iterable_queue.testing._explore._scheduler import (
 )
 
 if TYPE_CHECKING:
-    from iterable_queue._runtime import Cells as AnyCells
-    from iterable_queue._runtime import ErrorStore
+    from iterable_queue._seams import Cells as AnyCells
+    from iterable_queue._seams import ErrorStore, Lock, Semaphore
 
 R = TypeVar("R")
 
