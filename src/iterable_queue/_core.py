@@ -12,9 +12,10 @@ import sys
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
+from queue import SimpleQueue
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
+from weakref import WeakSet, ref
 
 from iterable_queue import _cells as cells_
 from iterable_queue import _forks
@@ -186,6 +187,19 @@ def stays_here(endpoint: str) -> TypeError:
     )
 
 
+class Mark(ref[Any]):
+    """Tells when an object of an endpoint, or of the queue, is gone, also if nothing else could.
+
+    Its `__del__` can be interrupted before it has done anything, by a signal handler that raises.
+    What is called of a weak reference is a C function here, which can't.
+    """
+
+    __slots__ = ("number", "slot")
+
+    slot: int
+    number: int
+
+
 class Core:
     """One queue, as seen from one process.
 
@@ -243,7 +257,9 @@ class Core:
         self.endpoints: WeakSet[Endpoint] = self.endpoint_set()
         self.copies: WeakSet[Endpoint] = WeakSet()
         self._pid = os.getpid()
-        self._dropped: deque[tuple[int, int]] = deque()
+        self.dropped: deque[Mark | tuple[int, int]] = deque()
+        """Endpoints whose objects are gone: the next one to hold the lock ends those."""
+        self._marks: set[Mark] = set()
         self.desks: dict[Any, Desk] = {}
         """Where coroutines sleep, by their loop and what they wait for."""
         if sys.flags.dev_mode:
@@ -457,15 +473,53 @@ class Core:
 
     # -- dropped endpoints -----------------------------------------------------------------------
 
-    def drop(self, slot: int, number: int) -> None:
+    def mark(self, handle: object, slot: int, number: int) -> Mark | None:
+        """Have it noticed when *handle*, the object of that endpoint or of the queue, is gone."""
+        mark = Mark(handle, self.dropped.append)
+        mark.slot, mark.number = slot, number
+        self._marks.add(mark)
+        return mark
+
+    def unmark(self, mark: Mark | None) -> None:
+        """What happens to its object does not matter any more."""
+        if mark is not None:
+            self._marks.discard(mark)
+
+    def open_endpoint(
+        self,
+        make: Callable[[Core, int, int], R],
+        transition: Callable[Concatenate[list[int], P], None],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """*make* the object of the endpoint that *transition* opens.
+
+        That adds slot and number to a list. An endpoint without an object would be open for ever:
+        so if this is interrupted once there is one, it is closed.
+        """
+        opened: list[int] = []
+        try:
+            self.transact(transition, opened, *args, **kwargs)
+            return make(self, *opened)
+        except BaseException:
+            if opened:  # without a call, which could be interrupted as well
+                self.dropped += ((opened[0], opened[1]),)
+            raise
+
+    def open_locked(self, opened: list[int], kind: int, site: str) -> None:
+        # No handler runs between the return and the addition.
+        opened += self.ledger.open(kind, site)
+
+    def drop(self, slot: int, number: int, mark: Mark | None = None) -> None:
         """An endpoint's last reference has gone. Safe anywhere, also inside a transition.
 
         It only appends; the next one to hold the lock does the rest, which is this call where the
-        lock is free, and a sleeper after its slice at the latest.
+        lock is free, and a sleeper after its slice at the latest. Where an interrupt keeps it from
+        being called, or from appending, the object's *mark* is appended as the object is freed.
         """
         if self._is_finalizing():
             return  # the exit hooks have done what is to be done, and modules are half gone
-        self._dropped.append((slot, number))
+        self.dropped.append(mark or (slot, number))
         try:
             with self.runtime.trylock:
                 self._bury_dropped()
@@ -477,9 +531,33 @@ class Core:
 
     def _bury_dropped(self) -> None:
         """With the lock held, but not necessarily at rest: a `__del__` may be inside anything."""
-        while self._dropped and not self.ledger.head[cells_.HOLDER]:
-            slot, number = self._dropped.popleft()
-            self.ledger.transact(self._bury, slot, number)
+        while self.dropped and not self.ledger.head[cells_.HOLDER]:
+            try:
+                found = self._first_dropped()
+                if found is not None:
+                    self.ledger.transact(self._bury, *found)
+            except OSError as error:
+                if error.errno is not None:  # no room, say: not for every later call to come upon
+                    self._forget_first_dropped()
+                raise
+            self._forget_first_dropped()
+
+    def _first_dropped(self) -> tuple[int, int] | None:
+        """The slot and number of the next one to be buried; None: that has been done, or can't be.
+
+        It is forgotten afterwards: what an interrupt cuts short is done again.
+        """
+        dropped = self.dropped[0]
+        if isinstance(dropped, Mark):
+            return (dropped.slot, dropped.number) if dropped in self._marks else None
+        here = _forks.members_of(self.endpoints)
+        return None if any((one.slot, one.number) == dropped for one in here) else dropped
+
+    def _forget_first_dropped(self) -> None:
+        dropped = self.dropped[0]
+        if isinstance(dropped, Mark):
+            self._marks.discard(dropped)
+        del self.dropped[0]
 
     def _bury(self, slot: int, number: int) -> None:
         ledger = self.ledger
@@ -668,6 +746,10 @@ class Core:
         for endpoint in _forks.members_of(self.endpoints):
             endpoint.forget()
 
+    def receive(self, kind: int, slot: int, number: int, generation: int) -> Endpoint | None:
+        """Take the endpoint that has come by a pickle. Returns it if it is here already."""
+        raise NotImplementedError  # threads' queues don't travel
+
     def arrived(self, slot: int, number: int, *, taken: bool) -> Endpoint | None:
         """The endpoint that has just come here by a pickle, if this process has it already.
 
@@ -717,6 +799,43 @@ class Core:
             f"{target!r} is for the threads of one process and can't be pickled; make the queue "
             "with IterableQueue() to share it with other processes"
         )
+
+
+def unpickled(
+    join: Callable[[], Core], remedy: str, kind: int, slot: int, number: int, generation: int
+) -> object:
+    """The endpoint or the queue that has come by a pickle. This process takes it, if it can.
+
+    Raises nothing but what interrupts it. Then the endpoint has no object here, and is given up: it
+    would be open as long as this process lives.
+    """
+    from iterable_queue._endpoints import came_from_signal_handler, endpoint_of
+    from iterable_queue._queue import new_handle
+
+    joined: Core | None = None
+    given_up = kind != QUEUE
+    try:
+        lost: Exception | None = None
+        endpoint: Endpoint | None = None
+        try:
+            core = joined = join()
+            if kind != QUEUE:
+                endpoint = core.transact(core.receive, kind, slot, number, generation)
+        except Exception as error:
+            if came_from_signal_handler(error):
+                raise
+            here = f"the queue can't be reached from process {os.getpid()}"
+            lost = ChannelBroken(f"{here}: {error}{remedy}")
+            core = thread_core(SimpleQueue(), 0)  # a stand-in: calls raise *lost* before using it
+        if kind == QUEUE:
+            return new_handle(core, lost)
+        if endpoint is None:
+            endpoint = endpoint_of(core, kind, slot, number, lost)
+        given_up = lost is not None
+        return endpoint
+    finally:
+        if given_up and joined is not None:
+            joined.dropped += ((slot, number),)
 
 
 def thread_core(queue: Any, maxsize: int) -> Core:

@@ -52,6 +52,7 @@ from iterable_queue._clock import monotonic_ns
 from iterable_queue._core import (
     IN_LOOP,
     Core,
+    Mark,
     check_exception,
     check_limit,
     stays_here,
@@ -114,6 +115,7 @@ class Endpoint:
         _ready: this process has used it and may go on; then calls need no further check.
         _closed: closed here, by the caller.
         _lost: why it can't be used here at all, if so; raised by every call.
+        _mark: what tells that this object is gone, even where `__del__` is interrupted.
         _dumps, _loads: how items cross to other processes; None: handed over as they are.
         _lane: what it puts to without the lock, while it may (see `_channels.log`).
         _hands: what each thread holds, by its identifier (consumers and workers).
@@ -136,6 +138,7 @@ class Endpoint:
         "_loads",
         "_locks",
         "_lost",
+        "_mark",
         "_now",
         "_plain",
         "_ready",
@@ -159,6 +162,7 @@ class Endpoint:
         self._stamp_at = slot * cells_.SLOT_SIZE + cells_.STAMP
         self._ready = False
         self._closed = False
+        self._mark: Mark | None = None
         self._lost = lost
         self._dumps = core.dumps
         self._loads = core.loads
@@ -171,6 +175,8 @@ class Endpoint:
         self._hands: dict[int, Hand] = {}
         self._blocked: set[int] = set()
         self._turn_ends = 0
+        if lost is None:
+            self._mark = core.mark(self, slot, number)
         core.endpoints.add(self)
         if self._head[WATCHED] > 0:
             core.watch(self)
@@ -265,6 +271,7 @@ class Endpoint:
     def give_up(self, why: Exception) -> None:
         """The ledger has ended it, and it can't be used any more: calls raise *why*."""
         self.forget()
+        self._core.unmark(self._mark)
         self._closed = True
         self._lost = why
 
@@ -320,13 +327,17 @@ class Endpoint:
     def _finish_locked(self, transition: Callable[..., object], args: tuple[object, ...]) -> None:
         self._closed = True
         self._ready = False
-        lane, self._lane = self._lane, None
-        if lane is not None:
-            self._core.log.leave(lane)  # type: ignore[union-attr]
         try:
+            lane = self._lane
+            if lane is not None:
+                self._core.log.leave(lane)  # type: ignore[union-attr]
+                self._lane = None
             transition(*args)
-        except OSError:
-            self._closed = False  # what it has claimed had no room; it can be closed later
+        except BaseException:
+            # Interrupted; or what it has claimed had no room. Unless its slot is free, it is open
+            # and can be closed later. No call and no comparison, which might fail for the same
+            # reason; and with the lock held, nobody else has the slot yet.
+            self._closed = not self._ledger.cells[self.slot * cells_.SLOT_SIZE + cells_.KIND]
             raise
 
     def fail(self, error: BaseException) -> None:
@@ -350,18 +361,17 @@ class Endpoint:
         queued = self.qsize()
         return 0 < self._ledger.head[cells_.MAXSIZE] <= queued
 
-    def _open_clone(self) -> tuple[Core, int, int]:
+    def _clone_as(self, make: Callable[[Core, int, int], E]) -> E:
         self._check_open()
         try:
-            slot, number = self._core.transact(self._clone_locked, user_line())
+            return self._core.open_endpoint(make, self._clone_locked, user_line())
         except EndpointElsewhere:
             self._check_open()  # by another thread, just now
             raise
-        return self._core, slot, number
 
-    def _clone_locked(self, site: str) -> tuple[int, int]:
+    def _clone_locked(self, opened: list[int], site: str) -> None:
         self._touch_locked()  # what is cloned is open, or the queue may be done
-        return self._ledger.open(self.kind, site, clone=True)
+        opened += self._ledger.open(self.kind, site, clone=True)
 
     def __enter__(self) -> Self:
         self._use()
@@ -402,10 +412,10 @@ class Endpoint:
         core: Core | None = getattr(self, "_core", None)
         if core is not None and not self._closed and self._lost is None and not core.elsewhere:
             if core.leaks is None:
-                core.drop(self.slot, self.number)
+                core.drop(self.slot, self.number, self._mark)
                 return
             core.leaks.dropped(core, self.slot, self.number)
-            core.drop(self.slot, self.number)
+            core.drop(self.slot, self.number, self._mark)
             core.leaks.tell_after_drop()
 
     @property
@@ -856,7 +866,7 @@ class ProducerEndpoint(_Putting[T]):
 
     def clone(self) -> ProducerEndpoint[T]:
         """Another producer on the same queue, counted by itself, even after the queue's close."""
-        return ProducerEndpoint(*self._open_clone())
+        return self._clone_as(ProducerEndpoint)
 
     def _leave(self, exc: BaseException | None) -> None:
         if exc is None:
@@ -1412,7 +1422,7 @@ class ConsumerEndpoint(_Getting[T]):
 
     def clone(self) -> ConsumerEndpoint[T]:
         """Another consumer on the same queue, counted by itself."""
-        return ConsumerEndpoint(*self._open_clone())
+        return self._clone_as(ConsumerEndpoint)
 
 
 class WorkerEndpoint(_Getting[T], _Putting[T]):
@@ -1423,7 +1433,7 @@ class WorkerEndpoint(_Getting[T], _Putting[T]):
 
     def clone(self) -> WorkerEndpoint[T]:
         """Another worker on the same queue, counted by itself."""
-        return WorkerEndpoint(*self._open_clone())
+        return self._clone_as(WorkerEndpoint)
 
     def _leave(self, exc: BaseException | None) -> None:
         # Work cut short is a failure; an error that came while nothing was in hand, such as

@@ -149,12 +149,13 @@ class Mutex:
         until = map(operator.add, now, repeat(int(timeout_s * SECOND)))
         specs = starmap(Struct("ll").pack, map(divmod, until, repeat(SECOND)))
         lock = self._letting_go.pthread_mutex_clocklock
-        wait = self._taking(map(lock, repeat(self._at), repeat(MONOTONIC), specs))
+        timed = map(operator.call, repeat(lock), repeat(self._at), repeat(MONOTONIC), specs)
+        wait = self._taking(timed)
         # First without letting the interpreter's lock go, which may have to be waited for after.
         return self._guard(self._taking(self._tries(), wait))
 
     def _tries(self) -> Iterator[int]:
-        return map(self._keeping.pthread_mutex_trylock, repeat(self._at))
+        return map(operator.call, repeat(self._keeping.pthread_mutex_trylock), repeat(self._at))
 
     def _taking(
         self, attempts: Iterator[int], if_busy: Callable[[], int] | None = None
@@ -162,6 +163,10 @@ class Mutex:
         """What takes the mutex by the next of *attempts*, each of which gives an error number.
 
         Where its last holder has died, it is declared consistent in the same breath.
+
+        The attempts are made by way of `operator.call`, so that nothing after them is called from
+        deeper down: else, in a caller that is near the recursion limit (up to Python 3.11, which
+        counts calls of C functions), the mutex would be had and the rest of this fail.
         """
         then: dict[int, Callable[[], int]] = {
             0: int,

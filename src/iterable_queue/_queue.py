@@ -25,6 +25,7 @@ from iterable_queue._cells import CONSUMER, PRODUCER, QUEUE, WORKER
 from iterable_queue._core import (
     ASKED_S,
     Core,
+    Mark,
     check_exception,
     check_int,
     check_options,
@@ -45,6 +46,7 @@ from iterable_queue._protocols import (
 
 T = TypeVar("T")
 U = TypeVar("U")
+E = TypeVar("E")
 
 _REMEDIES: Final = {
     **dict.fromkeys(
@@ -92,7 +94,7 @@ class IterableQueue(Generic[T]):
     MAX_DELIVERIES: ClassVar[int] = cells_.MAX_DELIVERIES
     """How often an item is handed out at most with `redeliver=True`, if not said otherwise."""
 
-    __slots__ = ("__weakref__", "_core", "_entered", "_lost", "_maker")
+    __slots__ = ("__weakref__", "_core", "_entered", "_lost", "_maker", "_mark")
 
     def __init__(
         self,
@@ -116,8 +118,10 @@ class IterableQueue(Generic[T]):
         self._entered = 0
         self._maker = maker
         self._lost = lost
+        self._mark: Mark | None = None
         if maker:
             core.transact(core.ledger.open, QUEUE, user_line())
+            self._mark = core.mark(self, core.queue_slot, 0)
         elif core.ledger.head[cells_.WATCHED] > 0:
             core.watch(self)
 
@@ -234,23 +238,22 @@ class IterableQueue(Generic[T]):
 
     def get_producer(self) -> Producer[T]:
         """A new producer. Raises `QueueClosed` after `close()`."""
-        producer: ProducerEndpoint[T] = ProducerEndpoint(*self._open(PRODUCER))
+        producer: ProducerEndpoint[T] = self._open(ProducerEndpoint, PRODUCER)
         return producer
 
     def get_consumer(self) -> Consumer[T]:
         """A new consumer, after `close()` too. Raises `ConsumersGone` if the queue is abandoned."""
-        consumer: ConsumerEndpoint[T] = ConsumerEndpoint(*self._open(CONSUMER))
+        consumer: ConsumerEndpoint[T] = self._open(ConsumerEndpoint, CONSUMER)
         return consumer
 
     def get_worker(self) -> Worker[T]:
         """A new worker. Raises `QueueClosed` after `close()`."""
-        worker: WorkerEndpoint[T] = WorkerEndpoint(*self._open(WORKER))
+        worker: WorkerEndpoint[T] = self._open(WorkerEndpoint, WORKER)
         return worker
 
-    def _open(self, kind: int) -> tuple[Core, int, int]:
+    def _open(self, make: Callable[[Core, int, int], E], kind: int) -> E:
         core = self._here()
-        slot, number = core.transact(core.ledger.open, kind, user_line())
-        return core, slot, number
+        return core.open_endpoint(make, core.open_locked, kind, user_line())
 
     def _here(self) -> Core:
         """The core, once it is sure that this process may use it."""
@@ -426,10 +429,10 @@ class IterableQueue(Generic[T]):
         core: Core | None = getattr(self, "_core", None)
         if core is not None and self._maker and not core.elsewhere:
             if core.leaks is None:
-                core.drop(core.queue_slot, 0)
+                core.drop(core.queue_slot, 0, self._mark)
                 return
             core.leaks.dropped(core, core.queue_slot, 0)
-            core.drop(core.queue_slot, 0)
+            core.drop(core.queue_slot, 0, self._mark)
             core.leaks.tell_after_drop()
 
 

@@ -45,7 +45,6 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import partial
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
 from iterable_queue import _cells as cells_
@@ -74,7 +73,7 @@ from iterable_queue._cells import (
 from iterable_queue._channel import Hand
 from iterable_queue._channels.log import LogChannel, reserve
 from iterable_queue._clock import monotonic
-from iterable_queue._core import BRIEFLY_S, Core, stays_here, thread_core
+from iterable_queue._core import BRIEFLY_S, Core, stays_here, unpickled
 from iterable_queue._directory import Address, make_directory, remove
 from iterable_queue._errors import (
     ChannelBroken,
@@ -541,7 +540,7 @@ class SharedCore(Core):
         self._inherited += self._lineages.values()
         self._lineages, self._old_lineages = {}, set()
         self._life, self.ledger.me = -1, 0
-        self._dropped.clear()
+        self.dropped.clear()
         self._late.clear()
         self._shared_runtime.after_fork_in_child()
         self.leave_loops()
@@ -576,10 +575,12 @@ class SharedCore(Core):
         generation = self.transact(self._send, slot, number, kind, launch)
         return attach, (self.address, kind, slot, number, generation, launch.slot, launch.duplicate)
 
-    def receive(self, slot: int, number: int, generation: int) -> Endpoint | None:
-        """Take the endpoint that has come by a pickle. Returns it if it is here already."""
+    def receive(self, kind: int, slot: int, number: int, generation: int) -> Endpoint | None:
         taken = self.ledger.take_over(slot, number, generation)
-        return self.arrived(slot, number, taken=taken)
+        endpoint = self.arrived(slot, number, taken=taken)
+        if endpoint is not None and self.ledger.head[cells_.WATCHED] > 0:
+            self.watch(endpoint)  # inherited, perhaps, before that
+        return endpoint
 
     def _send(self, slot: int, number: int, kind: int, launch: _Launch | None = None) -> int:
         """Note that a copy goes off. Returns the generation that makes it valid."""
@@ -801,6 +802,10 @@ def _launched(core: weakref.ref[SharedCore], launch: _Launch) -> None:
 
 # -- this process and its queues -----------------------------------------------------------------
 
+REMEDY: Final = (
+    ". It ends with the last process that takes part in it; keep one of those alive while this "
+    "travels"
+)
 _attached: weakref.WeakValueDictionary[str, SharedCore] = weakref.WeakValueDictionary()
 """By path: one part in a queue for each process, however many endpoints it holds."""
 
@@ -815,29 +820,8 @@ def attach(
     duplicate: Any,
 ) -> object:
     """Unpickle an endpoint or a queue: take part, and take the endpoint. Never raises."""
-    from iterable_queue._endpoints import endpoint_of
-    from iterable_queue._queue import new_handle
-
     fd = None if duplicate is None else duplicate.detach()
-    lost: Exception | None = None
-    core: Core
-    try:
-        core = _attach(address, heir, fd)
-        if kind != QUEUE:
-            endpoint = core.transact(core.receive, slot, number, generation)
-            if endpoint is not None:
-                if core.ledger.head[cells_.WATCHED] > 0:
-                    core.watch(endpoint)  # inherited, perhaps, before that
-                return endpoint
-    except Exception as error:
-        lost = ChannelBroken(
-            f"the queue can't be reached from process {os.getpid()}: {error}. It ends with the "
-            "last process that takes part in it; keep one of those alive while this travels"
-        )
-        core = thread_core(SimpleQueue(), 0)  # a stand-in: calls raise *lost* before using it
-    if kind == QUEUE:
-        return new_handle(core, lost)
-    return endpoint_of(core, kind, slot, number, lost)
+    return unpickled(partial(_attach, address, heir, fd), REMEDY, kind, slot, number, generation)
 
 
 def _attach(address: Address, heir: int, fd: int | None) -> SharedCore:

@@ -6,16 +6,14 @@ thread that listens, and one client whose death the server notes.
 
 from __future__ import annotations
 
-import os
 import weakref
-from queue import SimpleQueue
+from functools import partial
 from typing import Any
 
 from iterable_queue import _forks
-from iterable_queue._cells import QUEUE
 from iterable_queue._channels.redis.core import RedisCore
 from iterable_queue._channels.redis.settings import Address, Options, Settings
-from iterable_queue._core import Core, thread_core
+from iterable_queue._core import unpickled
 from iterable_queue._errors import ChannelBroken
 
 _attached: weakref.WeakValueDictionary[tuple[str, str], RedisCore] = weakref.WeakValueDictionary()
@@ -54,24 +52,8 @@ def attach(
     address: Address, kind: int, number: int, generation: int, heir: int, duplicate: Any
 ) -> object:
     """Unpickle an endpoint or a queue: take part, and take the endpoint. Never raises."""
-    from iterable_queue._endpoints import endpoint_of
-    from iterable_queue._queue import new_handle
-
     fd = None if duplicate is None else duplicate.detach()
-    lost: Exception | None = None
-    core: Core
-    try:
-        core = _attach(address, heir, fd)
-        if kind != QUEUE:
-            endpoint = core.transact(core.receive, number, kind, generation)
-            if endpoint is not None:
-                return endpoint
-    except Exception as error:
-        lost = ChannelBroken(f"the queue can't be reached from process {os.getpid()}: {error}")
-        core = thread_core(SimpleQueue(), 0)  # a stand-in: calls raise *lost* before using it
-    if kind == QUEUE:
-        return new_handle(core, lost)
-    return endpoint_of(core, kind, number, number, lost)
+    return unpickled(partial(_attach, address, heir, fd), "", kind, number, number, generation)
 
 
 def _attach(address: Address, heir: int, fd: int | None) -> RedisCore:

@@ -60,7 +60,7 @@ from iterable_queue._channels.redis.runtime import RedisRuntime
 from iterable_queue._channels.redis.sealer import Sealer
 from iterable_queue._channels.redis.settings import Address, Options, Settings
 from iterable_queue._clock import monotonic
-from iterable_queue._core import Core, stays_here
+from iterable_queue._core import Core, Mark, stays_here
 from iterable_queue._errors import ChannelBroken, EndpointElsewhere, WouldDeadlock
 from iterable_queue._exits import install_exit_hooks, watch
 from iterable_queue._liveness import how_it_ended
@@ -287,8 +287,7 @@ class RedisCore(Core):
         self._left = True
         self.link.drop()
 
-    def receive(self, number: int, kind: int, generation: int) -> Endpoint | None:
-        """Take the endpoint that has come by a pickle. Returns it if it is here already."""
+    def receive(self, kind: int, slot: int, number: int, generation: int) -> Endpoint | None:
         ledger = self.ledger
         taken = ledger.take_over(number, number, generation)
         if ledger.is_open(number, number):
@@ -496,10 +495,10 @@ class RedisCore(Core):
 
     # -- dropped endpoints -----------------------------------------------------------------------
 
-    def drop(self, slot: int, number: int) -> None:
+    def drop(self, slot: int, number: int, mark: Mark | None = None) -> None:
         try:
-            super().drop(slot, number)
-            if self._dropped:  # another thread has the lock, that which listens, say
+            super().drop(slot, number, mark)
+            if self.dropped:  # another thread has the lock, that which listens, say
                 with self.runtime.lock_within(BRIEFLY_S):
                     self._bury_dropped()
         except Exception:
@@ -508,14 +507,14 @@ class RedisCore(Core):
     def _bury_dropped(self) -> None:
         if not self._is_here or not self._note_late():
             return  # nobody at the server would be meant
-        while self._dropped and not self.ledger.head[cells_.HOLDER]:
-            slot, number = self._dropped[0]
+        while self.dropped and not self.ledger.head[cells_.HOLDER]:
             if self._left or self.link.loss:
-                self._dropped.clear()
+                self.dropped.clear()
                 return
-            if not self._in_time(partial(self._bury, slot, number)):
+            found = self._first_dropped()
+            if found is not None and not self._in_time(partial(self._bury, *found)):
                 return
-            self._dropped.popleft()
+            self._forget_first_dropped()
 
     def _in_time(self, transition: Callable[[], object]) -> bool:
         """False: the server was out of reach; the next call goes on with it.
@@ -649,7 +648,7 @@ class RedisCore(Core):
         loss, address = self.link.loss, self.address
         self.link.drop()
         self._redis_runtime.after_fork_in_child()
-        self._dropped.clear()
+        self.dropped.clear()
         self.leave_loops()
         ledger = self.ledger
         copies = _forks.members_of(self.endpoints)

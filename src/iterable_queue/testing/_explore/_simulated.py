@@ -55,7 +55,7 @@ from iterable_queue._cells import (
 )
 from iterable_queue._channel import Hand
 from iterable_queue._channels.threads import ThreadChannel
-from iterable_queue._core import BRIEFLY_S, Core
+from iterable_queue._core import BRIEFLY_S, Core, Mark
 from iterable_queue._endpoints import Endpoint
 from iterable_queue._errors import EndpointElsewhere, pack_error, unpack_error
 from iterable_queue._ledger import Ledger
@@ -540,8 +540,11 @@ class SimulatedCore(Core):
         actor = self.shared.processes.get(process)
         return actor is not None and not actor.dead
 
-    def drop(self, slot: int, number: int) -> None:
+    def drop(self, slot: int, number: int, mark: Mark | None = None) -> None:
         """Nothing is dropped before the schedule is over, and then nothing counts."""
+
+    def mark(self, handle: object, slot: int, number: int) -> None:
+        """Likewise."""
 
     # -- the lock, and death ---------------------------------------------------------------------
 

@@ -1,0 +1,236 @@
+"""An interrupt anywhere in a call: afterwards all goes on, and ends, as if that had been a pause.
+
+Signal handlers run as a function of Python begins and after a call of a C function, and may raise
+there. These tests raise at each of these places inside the package in turn, for every kind of call.
+What must hold: an endpoint can be closed in the end, whatever it was that had been interrupted; one
+that nobody refers to is ended; nothing that was put is lost, nothing comes twice, nobody hangs.
+
+A call that fails for want of room on the stack is interrupted as well (`RecursionError`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import pytest
+
+import iterable_queue
+from iterable_queue import IterableQueue
+
+PACKAGE = os.path.dirname(iterable_queue.__file__)
+WAIT_S = 10.0
+
+QUEUES: dict[str, Callable[[], IterableQueue[Any]]] = {
+    "threads": IterableQueue[Any].threaded,
+    "threads, bounded": lambda: IterableQueue[Any].threaded(100),
+    "processes": IterableQueue[Any],
+    "processes, bounded": lambda: IterableQueue[Any](100),
+    "processes, redelivering": lambda: IterableQueue[Any](redeliver=True),
+}
+
+
+class Interrupted(BaseException):
+    """What the handler raises."""
+
+
+def interrupt(at: int, call: Callable[[], object]) -> bool:
+    """Call, and raise at the *at*-th place where a handler might. False: it has no so many."""
+    left = at
+
+    def handler(frame: FrameType, event: str, arg: object) -> None:
+        nonlocal left
+        if event in ("call", "c_return") and frame.f_code.co_filename.startswith(PACKAGE):
+            left -= 1
+            if left == 0:
+                raise Interrupted
+
+    # CPython turns profiling off where its function raises.
+    sys.setprofile(handler)
+    try:
+        call()
+    except Interrupted:
+        return True
+    finally:
+        sys.setprofile(None)
+    return left <= 0  # in a `__del__`, say, where it went no further
+
+
+def nest(more: int, call: Callable[[], object]) -> None:
+    if more > 0:
+        nest(more - 1, call)
+    else:
+        call()
+
+
+def recurse(room: int, call: Callable[[], object]) -> bool:
+    """The same: call where there is room for so many nested calls only."""
+    depth = len(list(traceback.walk_stack(None)))
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(depth + 200)
+    try:
+        nest(198 - room, call)
+    except RecursionError:
+        return True
+    finally:
+        sys.setrecursionlimit(before)
+    return False
+
+
+def enter(endpoint: Any) -> None:
+    endpoint.__enter__()
+
+
+class Play:
+    """A queue with some items on it; what was put and got is written down."""
+
+    def __init__(self, queue: IterableQueue[Any]) -> None:
+        self.queue = queue
+        self.out = queue.get_producer()
+        self.source = queue.get_consumer()
+        self.others: list[Any] = []
+        self.sure = list(range(20))
+        self.maybe: list[int] = []
+        self.got: list[int] = []
+        self.failed = False
+        for n in self.sure:
+            self.out.put(n)
+        self.got += (self.source.get(timeout=WAIT_S), self.source.get(timeout=WAIT_S))
+
+    def put(self, endpoint: Any) -> None:
+        self.maybe.append(100)
+        endpoint.put(100)
+        self.sure.append(100)
+
+    def put_many(self) -> None:
+        self.maybe += range(100, 120)
+        self.out.put_many(list(range(100, 120)))
+        self.sure += range(100, 120)
+
+    def get(self) -> None:
+        self.got.append(self.source.get())
+
+    def get_many(self) -> None:
+        self.got += self.source.get_many(5)
+
+    def iterate(self) -> None:
+        for n in self.source:
+            self.got.append(n)
+            return
+
+    def open(self, make: Callable[[], Any]) -> None:
+        self.others.append(make())
+
+    def leave(self) -> None:
+        with self.out:
+            pass
+
+    def fail(self) -> None:
+        self.failed = True
+        self.out.fail(ValueError("on purpose"))
+
+    def another(self) -> Any:
+        self.others.append(self.out.clone())
+        return self.others[0]
+
+    def drop(self, make: Callable[[], Any], use: Callable[[Any], object]) -> None:
+        endpoint = make()
+        use(endpoint)
+        del endpoint
+
+    def worker(self) -> Any:
+        worker = self.queue.get_worker()
+        self.others.append(worker)
+        self.got.append(worker.get(timeout=WAIT_S))
+        return worker
+
+    def get_of(self, worker: Any) -> None:
+        self.got.append(worker.get())
+
+    def finish(self) -> None:
+        """Close all, some of it once more, and see that everything has come."""
+        if not self.out.closed:
+            self.out.put(1000)
+            self.sure.append(1000)
+        with self.queue.get_consumer() as last:
+            # What these have in hand by an interrupt comes back.
+            for endpoint in (*self.others, self.out, self.source, self.queue):
+                endpoint.close()
+            rest = list[int]()
+            ends = list[BaseException | None]()
+
+            def drain() -> None:
+                try:
+                    rest.extend(last)
+                    ends.append(None)
+                except BaseException as error:
+                    ends.append(error)
+
+            thread = threading.Thread(target=drain, daemon=True)
+            thread.start()
+            thread.join(WAIT_S)
+            assert ends, f"nobody knows that it is done: {self.queue.explain()}"
+        got = self.got + rest
+        assert len(set(got)) == len(got), f"twice: {got}"
+        assert set(self.sure) <= set(got) <= {*self.sure, *self.maybe}
+        stats = self.queue.statistics()
+        assert (stats.put, stats.finished, stats.queued) == (len(got), len(got), 0)
+        assert (stats.open_producers, stats.open_consumers, stats.open_workers) == (0, 0, 0)
+        assert ends == [None] or self.failed
+
+
+CALLS: dict[str, Callable[[Play], Callable[[], object]]] = {
+    "get_producer": lambda play: lambda: play.open(play.queue.get_producer),
+    "get_consumer": lambda play: lambda: play.open(play.queue.get_consumer),
+    "get_worker": lambda play: lambda: play.open(play.queue.get_worker),
+    "clone": lambda play: lambda: play.open(play.out.clone),
+    "clone of a consumer": lambda play: lambda: play.open(play.source.clone),
+    "put": lambda play: lambda: play.put(play.out),
+    "first put": lambda play: lambda other=play.another(): play.put(other),
+    "put_many": lambda play: play.put_many,
+    "get": lambda play: play.get,
+    "get_many": lambda play: play.get_many,
+    "iteration": lambda play: play.iterate,
+    "close": lambda play: play.out.close,
+    "close of a consumer": lambda play: play.source.close,
+    "close of the queue": lambda play: play.queue.close,
+    "with": lambda play: play.leave,
+    "fail": lambda play: play.fail,
+    "drop": lambda play: lambda: play.drop(play.queue.get_producer, repr),
+    "drop of a used one": lambda play: lambda: play.drop(play.queue.get_consumer, enter),
+    "statistics": lambda play: play.queue.statistics,
+    "explain": lambda play: play.queue.explain,
+    "worker's put": lambda play: lambda worker=play.worker(): play.put(worker),
+    "worker's get": lambda play: lambda worker=play.worker(): play.get_of(worker),
+    "worker's close": lambda play: play.worker().close,
+}
+
+
+@pytest.fixture(autouse=True)
+def no_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of pytest keeps what was interrupted in `__del__`, and so the object itself."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("kind", QUEUES)
+@pytest.mark.parametrize("cut_short", [interrupt, recurse])
+def test_a_call_is_cut_short_anywhere(
+    kind: str, call: str, cut_short: Callable[[int, Callable[[], object]], bool]
+) -> None:
+    at, more = 0, True
+    while more:
+        at += 1
+        play = Play(QUEUES[kind]())
+        more = cut_short(at, CALLS[call](play))
+        try:
+            play.finish()
+        except BaseException as error:
+            error.add_note(f"cut short at place {at}")
+            raise
+    assert at > 2
