@@ -15,6 +15,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -80,6 +81,10 @@ def recurse(room: int, call: Callable[[], object]) -> bool:
     finally:
         sys.setrecursionlimit(before)
     return False
+
+
+def ignore(unraisable: object) -> None:
+    pass
 
 
 def enter(endpoint: Any) -> None:
@@ -191,7 +196,7 @@ CALLS: dict[str, Callable[[Play], Callable[[], object]]] = {
     "clone": lambda play: lambda: play.open(play.out.clone),
     "clone of a consumer": lambda play: lambda: play.open(play.source.clone),
     "put": lambda play: lambda: play.put(play.out),
-    "first put": lambda play: lambda other=play.another(): play.put(other),
+    "first put": lambda play: partial(play.put, play.another()),
     "put_many": lambda play: play.put_many,
     "get": lambda play: play.get,
     "get_many": lambda play: play.get_many,
@@ -205,8 +210,8 @@ CALLS: dict[str, Callable[[Play], Callable[[], object]]] = {
     "drop of a used one": lambda play: lambda: play.drop(play.queue.get_consumer, enter),
     "statistics": lambda play: play.queue.statistics,
     "explain": lambda play: play.queue.explain,
-    "worker's put": lambda play: lambda worker=play.worker(): play.put(worker),
-    "worker's get": lambda play: lambda worker=play.worker(): play.get_of(worker),
+    "worker's put": lambda play: partial(play.put, play.worker()),
+    "worker's get": lambda play: partial(play.get_of, play.worker()),
     "worker's close": lambda play: play.worker().close,
 }
 
@@ -214,7 +219,7 @@ CALLS: dict[str, Callable[[Play], Callable[[], object]]] = {
 @pytest.fixture(autouse=True)
 def no_hook(monkeypatch: pytest.MonkeyPatch) -> None:
     """That of pytest keeps what was interrupted in `__del__`, and so the object itself."""
-    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
+    monkeypatch.setattr(sys, "unraisablehook", ignore)
 
 
 @pytest.mark.parametrize("call", CALLS)

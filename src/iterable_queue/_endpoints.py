@@ -866,7 +866,8 @@ class ProducerEndpoint(_Putting[T]):
 
     def clone(self) -> ProducerEndpoint[T]:
         """Another producer on the same queue, counted by itself, even after the queue's close."""
-        return self._clone_as(ProducerEndpoint)
+        make: type[ProducerEndpoint[T]] = ProducerEndpoint
+        return self._clone_as(make)
 
     def _leave(self, exc: BaseException | None) -> None:
         if exc is None:
@@ -1422,7 +1423,8 @@ class ConsumerEndpoint(_Getting[T]):
 
     def clone(self) -> ConsumerEndpoint[T]:
         """Another consumer on the same queue, counted by itself."""
-        return self._clone_as(ConsumerEndpoint)
+        make: type[ConsumerEndpoint[T]] = ConsumerEndpoint
+        return self._clone_as(make)
 
 
 class WorkerEndpoint(_Getting[T], _Putting[T]):
@@ -1433,7 +1435,8 @@ class WorkerEndpoint(_Getting[T], _Putting[T]):
 
     def clone(self) -> WorkerEndpoint[T]:
         """Another worker on the same queue, counted by itself."""
-        return self._clone_as(WorkerEndpoint)
+        make: type[WorkerEndpoint[T]] = WorkerEndpoint
+        return self._clone_as(make)
 
     def _leave(self, exc: BaseException | None) -> None:
         # Work cut short is a failure; an error that came while nothing was in hand, such as

@@ -39,6 +39,7 @@ MONOTONIC: Final = 1  # CLOCK_MONOTONIC, on which `time.monotonic_ns` counts
 SIZE: Final = 64
 """Bytes that hold a pthread_mutex_t or its attributes on every machine that Linux runs on."""
 SECOND: Final = 1_000_000_000
+_call: Final[Any] = operator.call
 
 
 @cache
@@ -149,13 +150,13 @@ class Mutex:
         until = map(operator.add, now, repeat(int(timeout_s * SECOND)))
         specs = starmap(Struct("ll").pack, map(divmod, until, repeat(SECOND)))
         lock = self._letting_go.pthread_mutex_clocklock
-        timed = map(operator.call, repeat(lock), repeat(self._at), repeat(MONOTONIC), specs)
+        timed = map(_call, repeat(lock), repeat(self._at), repeat(MONOTONIC), specs)
         wait = self._taking(timed)
         # First without letting the interpreter's lock go, which may have to be waited for after.
         return self._guard(self._taking(self._tries(), wait))
 
     def _tries(self) -> Iterator[int]:
-        return map(operator.call, repeat(self._keeping.pthread_mutex_trylock), repeat(self._at))
+        return map(_call, repeat(self._keeping.pthread_mutex_trylock), repeat(self._at))
 
     def _taking(
         self, attempts: Iterator[int], if_busy: Callable[[], int] | None = None
@@ -174,7 +175,7 @@ class Mutex:
         }
         if if_busy is not None:
             then[errno.EBUSY] = if_busy
-        return map(operator.call, map(then.__getitem__, attempts)).__next__
+        return map(_call, map(then.__getitem__, attempts)).__next__
 
     def _guard(self, enter: Callable[[], int]) -> Lock:
         unlock = self._keeping["pthread_mutex_unlock"]  # a new object

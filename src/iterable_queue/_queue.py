@@ -238,18 +238,18 @@ class IterableQueue(Generic[T]):
 
     def get_producer(self) -> Producer[T]:
         """A new producer. Raises `QueueClosed` after `close()`."""
-        producer: ProducerEndpoint[T] = self._open(ProducerEndpoint, PRODUCER)
-        return producer
+        make: type[ProducerEndpoint[T]] = ProducerEndpoint
+        return self._open(make, PRODUCER)
 
     def get_consumer(self) -> Consumer[T]:
         """A new consumer, after `close()` too. Raises `ConsumersGone` if the queue is abandoned."""
-        consumer: ConsumerEndpoint[T] = self._open(ConsumerEndpoint, CONSUMER)
-        return consumer
+        make: type[ConsumerEndpoint[T]] = ConsumerEndpoint
+        return self._open(make, CONSUMER)
 
     def get_worker(self) -> Worker[T]:
         """A new worker. Raises `QueueClosed` after `close()`."""
-        worker: WorkerEndpoint[T] = self._open(WorkerEndpoint, WORKER)
-        return worker
+        make: type[WorkerEndpoint[T]] = WorkerEndpoint
+        return self._open(make, WORKER)
 
     def _open(self, make: Callable[[Core, int, int], E], kind: int) -> E:
         core = self._here()
