@@ -42,7 +42,8 @@ from iterable_queue._endpoints import (
     came_from_signal_handler,
 )
 from iterable_queue._ledger import Ledger
-from iterable_queue._runtime import guard
+from iterable_queue._runtime import SLICE_S, guard
+from iterable_queue._seams import Lock
 from tests.conftest import wait_until
 
 Make = Callable[..., IterableQueue[Any]]
@@ -811,6 +812,26 @@ def test_each_thread_has_its_own_in_hand(make: Make) -> None:
 
 
 # Time-outs
+
+
+def test_who_does_not_wait_for_items_waits_for_the_lock_for_a_slice(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also to take the endpoint into use. Else it would be told Empty with items on the queue."""
+    queue = make()
+    queue.get_producer().put(1)
+    runtime = queue._core.runtime
+    real, asked = runtime.lock_within, list[float]()
+
+    def lock_within(timeout_s: float) -> Lock:
+        asked.append(timeout_s)
+        return real(timeout_s)
+
+    monkeypatch.setattr(runtime, "lock_within", lock_within)
+    assert queue.get_consumer().get_nowait() == 1
+    queue.get_producer().put_nowait(2)
+    assert asked
+    assert min(asked) >= SLICE_S
 
 
 def test_a_full_queue(make: Make) -> None:

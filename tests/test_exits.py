@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -359,6 +360,32 @@ def last():
 """
     run = run_python(code)
     assert (run.returncode, run.stdout, run.stderr) == (0, "last\n", "")
+
+
+def _put_at_exit(out: Producer[str]) -> None:
+    @atexit.register
+    def last() -> None:
+        with out:
+            out.put("last")
+
+
+@pytest.mark.skipif(
+    sys.version_info < (3, 13), reason="up to Python 3.12, only spawned children have such hooks"
+)
+def test_atexit_functions_of_any_child_may_put(context: Context, processes: Processes) -> None:
+    check_puts_at_exit(context, processes)
+
+
+def test_atexit_functions_of_a_spawned_child_may_put(processes: Processes) -> None:
+    check_puts_at_exit(multiprocessing.get_context("spawn"), processes)
+
+
+def check_puts_at_exit(context: Context, processes: Processes) -> None:
+    iq = IterableQueue[str]()
+    processes.start(context.Process(target=_put_at_exit, args=(iq.get_producer(),)))
+    iq.close()
+    with iq.get_consumer() as source:
+        assert list(source) == ["last"]
 
 
 def test_after_leaving_calls_say_so() -> None:

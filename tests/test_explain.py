@@ -56,6 +56,13 @@ def test_a_new_queue(queue: IterableQueue[int]) -> None:
     assert state == "open"
 
 
+def test_the_highest_count_is_kept_by_a_cancel(queue: IterableQueue[int]) -> None:
+    queue.get_producer().put_many([1, 2, 3])
+    queue.cancel()
+    stats = queue.statistics()
+    assert (stats.highest_queued, stats.dropped, stats.queued) == (3, 3, 0)
+
+
 def test_every_count(queue: IterableQueue[int]) -> None:
     out, other = queue.get_producer(), queue.get_producer()
     source, more = queue.get_consumer(), queue.get_consumer()

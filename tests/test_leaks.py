@@ -91,6 +91,19 @@ def test_each_kind_that_nobody_used(iq: IterableQueue[Any], told: Told, kind: st
     assert text.startswith(f"{kind} 1 of process ")
 
 
+def test_what_an_ending_thread_refers_to_alone(iq: IterableQueue[Any], told: Told) -> None:
+    """It is dropped by the interpreter itself: no frame is above that of `__del__`."""
+    own = threading.local()
+
+    def work() -> None:
+        own.out = iq.get_producer()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(10)
+    assert [str(warning.message).split()[0] for warning in told] == ["producer"]
+
+
 def test_the_queue_itself(make: Make, told: Told) -> None:
     iq = make()
     source = iq.get_consumer()

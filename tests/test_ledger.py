@@ -1856,6 +1856,8 @@ def test_what_was_put_as_the_queue_was_cancelled_is_dropped(lanes: Desk) -> None
         lanes.log._write(out.lane, b"late", 1, lanes.ledger.now())
         out.lane.put += 1
         out.lane.cells[out.lane.put_at] = out.lane.put
+        assert lanes.channel.size() == 1
+        assert lanes.ledger.qsize() == 0, "whoever asks before anybody has dropped it"
         call()
         assert lanes.head[DROPPED] == dropped
         assert lanes.channel.size() == 0

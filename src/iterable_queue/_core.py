@@ -303,11 +303,16 @@ class Core:
         return False
 
     def transact_until(self, deadline: float | None, call: Callable[[], object]) -> bool:
-        """The same until *deadline* (see `deadline_of`). False: it passed first."""
+        """The same until *deadline* (see `deadline_of`). False: it passed first.
+
+        A call that does not wait waits for the lock all the same, up to a slice: others have it
+        for much less, unless they are stopped, and it is to say what is on the queue.
+        """
         if deadline is None:
             self.transact(call)
             return True
-        while not self.try_transact(max(deadline - self.runtime.monotonic(), BRIEFLY_S), call):
+        least_s = BRIEFLY_S if deadline else SLICE_S
+        while not self.try_transact(max(deadline - self.runtime.monotonic(), least_s), call):
             if self.runtime.monotonic() >= deadline:
                 return False
         return True

@@ -350,7 +350,7 @@ class Endpoint:
     def qsize(self) -> int:
         """The number of items put and not taken: exact at some moment during the call."""
         self._touch()
-        return self._ledger.channel.size()
+        return self._ledger.qsize()
 
     def empty(self) -> bool:
         """`qsize() == 0`."""

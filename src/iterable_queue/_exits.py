@@ -1,9 +1,9 @@
 """What a process does with its queues when it ends in order.
 
-`atexit` runs in the main process and in forked ones of one's own. multiprocessing's children end
-with `os._exit` after their package's finalizers (up to Python 3.12, without atexit); each package
-clears its finalizers in a forked child and then calls what `register_after_fork` has. So this hooks
-into all of them, and leaving twice does nothing.
+`atexit` runs in the main process, in spawned ones and in forked ones of one's own. Other children
+of multiprocessing end with `os._exit` after their package's finalizers (up to Python 3.12, without
+atexit); each package clears its finalizers in a forked child and then calls what
+`register_after_fork` has. So this hooks into all of them, and leaving twice does nothing.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def install_exit_hooks(package: str) -> None:
         if util is not None and util not in _hooked and hasattr(util, "Finalize"):
             _hooked.add(util)
             util.register_after_fork(_anchor, _Hook(name, util))
-            util.Finalize(None, _leave_all, exitpriority=0)
+            util.Finalize(None, _leave_with_finalizers, exitpriority=0)
 
 
 class _Hook:
@@ -56,7 +56,7 @@ class _Hook:
         self._util = util
 
     def __call__(self, anchor: object) -> None:
-        self._util.Finalize(None, _leave_all, exitpriority=0)
+        self._util.Finalize(None, _leave_with_finalizers, exitpriority=0)
         # From Python 3.13 on, the exit hooks run when the error that ended a process is forgotten.
         process = sys.modules[f"{self._package}.process"].current_process()
         process.run = partial(_run, process.run)
@@ -85,6 +85,23 @@ def watch() -> None:
         if code.co_name == "_bootstrap" and "exitcode" in code.co_varnames:
             _bootstrap = frame
         frame = frame.f_back
+
+
+def _leave_with_finalizers() -> None:
+    """Called where multiprocessing ends a process, which may be too early.
+
+    Up to Python 3.12 that is before the `atexit` hooks of a spawned process, the only one of its
+    children that has them: it ends as an interpreter does. They may want to put something.
+    """
+    global _uncaught
+    if sys.version_info < (3, 13):
+        frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+        while frame is not None:
+            if frame.f_code.co_name == "spawn_main":
+                _uncaught = sys.exc_info()[1]  # which will be forgotten by then
+                return
+            frame = frame.f_back
+    _leave_all()
 
 
 def _leave_all() -> None:

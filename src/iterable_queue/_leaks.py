@@ -61,7 +61,9 @@ class Leaks:
 
     def tell_after_drop(self) -> None:
         """Called by the same `__del__`, afterwards."""
-        if self._untold and not _is_inside(sys._getframe(2)):  # pyright: ignore[reportPrivateUsage]
+        # No frame is above `__del__` where an ending thread's own things are freed.
+        frame = sys._getframe(1).f_back  # pyright: ignore[reportPrivateUsage]
+        if self._untold and not _is_inside(frame):
             self.tell_now()
 
     def tell(self) -> None:

@@ -552,6 +552,14 @@ class Ledger:
         pulled = sum(hand.seen[2] for hands in self.hands.values() for hand in list(hands.values()))
         return self.head[TAKEN] + self.head[LEAN], pulled, self._in_cells()
 
+    def qsize(self) -> int:
+        """How many items are put and not taken. May be called without the lock.
+
+        None after a cancel: what is put without the lock by one who has not seen the bit in time
+        stays on the channel until the next one who has the lock drops it.
+        """
+        return 0 if self.head[STATE] & CANCELLED else self.channel.size()
+
     # -- what the queue is in for ----------------------------------------------------------------
 
     def drained(self, *, fold: bool = True) -> bool:
@@ -976,10 +984,13 @@ class Ledger:
         self._wake_everybody()
 
     def _drop_all(self) -> None:
+        head = self.head
         if self.claims is not None:
             for view in list(self.views(CONSUMER)):
                 self.claims.cut(view.slot)
-        self.head[DROPPED] += self.channel.size()
+        queued = self.channel.size()
+        head[HIGHEST] = max(head[HIGHEST], queued)
+        head[DROPPED] += queued
         self.channel.clear()
 
     def was_put(self, count: int = 1) -> None:

@@ -349,7 +349,7 @@ class IterableQueue(Generic[T]):
 
     def qsize(self) -> int:
         """The number of items put and not taken: exact at some moment during the call."""
-        return self._here().ledger.channel.size()
+        return self._here().ledger.qsize()
 
     def empty(self) -> bool:
         """`qsize() == 0`."""
