@@ -352,8 +352,8 @@ BUGS = [
     Bug(
         "cancel drops items and does not count them",
         LEDGER,
-        "        self.head[DROPPED] += self.channel.size()\n        self.channel.clear()",
-        "        self.channel.clear()\n        self.head[DROPPED] += self.channel.size()",
+        "        head[DROPPED] += queued\n        self.channel.clear()",
+        "        self.channel.clear()\n        head[DROPPED] += self.channel.size()",
         "cancelled put",
     ),
     Bug(

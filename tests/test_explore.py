@@ -12,9 +12,13 @@ import os
 import pickle
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -994,6 +998,193 @@ def test_what_is_no_scenario_is_refused() -> None:
         untyped: Any = scenario
         with pytest.raises(TypeError, match=f"not <.*{scenario.__name__}.*neither async nor a gen"):
             explore(untyped)
+
+
+async def nothing_of_this_runs(*_: object) -> None:
+    raise AssertionError
+
+
+def nor_of_this(*_: object) -> Iterator[None]:
+    yield
+    raise AssertionError
+
+
+async def nor_of_that(*_: object) -> AsyncIterator[None]:
+    yield
+    raise AssertionError
+
+
+@pytest.mark.parametrize("function", [nothing_of_this_runs, nor_of_this, nor_of_that])
+def test_an_actor_or_a_check_that_would_never_run_is_refused(function: Any) -> None:
+    def scenario(sim: Simulation, actor: Any = list, check: Any = None) -> Any:
+        iq: IterableQueue[int] = sim.queue(threaded=True)
+        with iq:
+            sim.spawn(produce, iq.get_producer(), 1)
+            sim.spawn(actor, iq.get_consumer())
+        return check
+
+    def hidden(*args: object) -> Any:
+        return function(*args)
+
+    refused: tuple[Any, ...] = (
+        partial(scenario, actor=function),
+        partial(scenario, check=function),
+    )
+    for scene in refused:
+        with pytest.raises(TypeError, match="neither async nor a generator"):
+            explore(scene)
+    failing: tuple[Any, ...] = (partial(scenario, actor=hidden), partial(scenario, check=hidden))
+    for scene in failing:
+        assert "neither async nor a generator" in fails(scene).reason
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_a_part_of_a_list_may_be_taken_before_the_rest_is_put(threaded: bool) -> None:
+    def scenario(sim: Simulation) -> None:
+        iq: IterableQueue[int] = sim.queue(threaded=threaded)
+
+        def take(source: Consumer[int]) -> None:
+            assert source.get_many(4) == [0, 1, 2, 3]
+
+        def put(out: Producer[int]) -> None:
+            with out:
+                out.put_many([0, 1, 2, 3])
+
+        with iq:
+            sim.spawn(take, iq.get_consumer())
+            sim.spawn(put, iq.get_producer())
+
+    assert "take raised AssertionError" in fails(scenario).reason
+
+
+def test_an_item_may_have_a_broken_repr() -> None:
+    class Item:
+        def __repr__(self) -> str:
+            raise RuntimeError("broken")
+
+    for threaded in (False, True):
+
+        def scenario(sim: Simulation, threaded: bool = threaded) -> Callable[[], None]:
+            iq: IterableQueue[Any] = sim.queue(threaded=threaded)
+            sim.spawn(produce, iq.get_producer(), Item() if threaded else Broken())
+            sim.spawn(list, iq.get_consumer())
+            iq.close()
+
+            def check() -> None:
+                raise AssertionError("the real problem")
+
+            return check
+
+        failure = fails(scenario)
+        assert "the real problem" in failure.reason
+        assert "its repr() raises an error" in str(failure)
+
+
+class Broken:
+    """It can be pickled, and not be shown."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("broken")
+
+
+def test_an_error_may_be_the_same_in_every_schedule() -> None:
+    """Its traceback does not grow with each of them."""
+    error = OSError("disk")
+
+    def scenario(sim: Simulation) -> None:
+        iq: IterableQueue[int] = sim.queue()
+        with iq:
+            sim.may_fail(sim.spawn(suffer, iq.get_producer()), error)
+            sim.spawn(forgive, iq.get_consumer())
+
+    explore(scenario, schedules=50)
+    assert error.__traceback__ is not None
+    assert len(list(traceback.walk_tb(error.__traceback__))) < 30
+
+
+def suffer(out: Producer[int]) -> None:
+    with out:
+        for n in range(3):
+            out.put(n)
+
+
+def forgive(source: Consumer[int]) -> None:
+    with suppress(ProducerFailed):
+        list(source)
+
+
+def test_an_error_may_be_its_own_cause() -> None:
+    def confuse(out: Producer[int]) -> None:
+        try:
+            out.put(1)
+        except OSError:
+            error = ValueError("its own cause")
+            error.__cause__ = error
+            raise error  # noqa: B904 - it has one
+        finally:
+            out.close()
+
+    def scenario(sim: Simulation) -> None:
+        iq: IterableQueue[int] = sim.queue()
+        with iq:
+            sim.may_fail(sim.spawn(confuse, iq.get_producer()), OSError("disk"))
+            sim.spawn(forgive, iq.get_consumer())
+
+    assert "its own cause" in fails(scenario, patience=2).reason
+
+
+STUBBORN = """
+import sys
+from iterable_queue import Done
+from iterable_queue.testing import ScheduleFailure, explore
+
+def never_end(source):
+    while True:
+        try:
+            source.get()
+        except Done:
+            return
+        except BaseException:
+            continue
+
+def produce(out):
+    with out:
+        out.put(1)
+    assert sys.argv[1] == "kill", "the real problem"
+
+def scenario(sim):
+    iq = sim.queue(maxsize=1)
+    with iq:
+        stubborn = sim.spawn(never_end, iq.get_consumer(), name="stubborn")
+        sim.spawn(produce, iq.get_producer())
+    if sys.argv[1] == "kill":
+        sim.may_kill(stubborn)
+
+try:
+    explore(scenario)
+except ScheduleFailure as failure:
+    print(failure.reason)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("fail", "produce raised AssertionError: the real problem"),
+        ("kill", "stubborn goes on after it was killed"),
+    ],
+)
+def test_an_actor_that_catches_everything_hides_no_failure(what: str, reason: str) -> None:
+    """Its thread stays behind, so this is a program of its own. It does not wait for that."""
+    run = subprocess.run(
+        [sys.executable, "-c", STUBBORN, what],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.startswith(reason)
 
 
 def test_what_is_left_of_an_exploration_says_so() -> None:

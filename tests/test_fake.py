@@ -992,6 +992,39 @@ def test_only_its_own_endpoints_can_be_killed() -> None:
             fake.kill(stranger)
 
 
+def test_a_cancel_is_told_before_what_can_not_be_pickled() -> None:
+    """As on the real queue, where the item is not even looked at."""
+    for iq in (FakeQueue[Any](), IterableQueue[Any]()):
+        calls = [call for put in (iq.get_producer(), iq.get_worker()) for call in each_put(put)]
+        iq.cancel(ValueError("enough"))
+        for call in calls:
+            with pytest.raises(Cancelled, match="enough"):
+                call(lambda: None)
+
+
+def each_put(out: Any) -> list[Callable[[Any], None]]:
+    return [out.put, out.put_nowait, lambda item: out.put_many([item])]
+
+
+def test_a_list_is_put_item_by_item() -> None:
+    """As on the real queue: while the next one is pickled, those before it can be taken."""
+    seen = list[int]()
+
+    class Item:
+        def __init__(self, out: Producer[Any]) -> None:
+            self.out = out
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            seen.append(self.out.qsize())
+            return (int, ())
+
+    for iq in (FakeQueue[Any](), IterableQueue[Any](), IterableQueue[Any](10)):
+        with iq.get_producer() as out, iq.get_consumer():
+            out.put_many([Item(out) for _ in range(3)])
+        assert seen == [0, 1, 2]
+        seen.clear()
+
+
 def test_a_dropped_producer_has_failed() -> None:
     fake = FakeQueue[int]()
     out = fake.get_producer()

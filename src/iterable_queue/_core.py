@@ -537,29 +537,30 @@ class Core:
     def _bury_dropped(self) -> None:
         """With the lock held, but not necessarily at rest: a `__del__` may be inside anything."""
         while self.dropped and not self.ledger.head[cells_.HOLDER]:
-            try:
-                found = self._first_dropped()
-                if found is not None:
-                    self.ledger.transact(self._bury, *found)
-            except OSError as error:
-                if error.errno is not None:  # no room, say: not for every later call to come upon
-                    self._forget_first_dropped()
-                raise
-            self._forget_first_dropped()
+            self.ledger.transact(self._bury_first)
 
-    def _first_dropped(self) -> tuple[int, int] | None:
-        """The slot and number of the next one to be buried; None: that has been done, or can't be.
+    def _bury_first(self) -> None:
+        """Bury the next one, and forget it afterwards: what an interrupt cuts short is done again.
 
-        It is forgotten afterwards: what an interrupt cuts short is done again.
+        As a transition, in which whatever interrupts it does not do the same.
         """
+        if not self.dropped:
+            return  # what interrupted the caller has done it
         dropped = self.dropped[0]
-        if isinstance(dropped, Mark):
-            return (dropped.slot, dropped.number) if dropped in self._marks else None
-        here = _forks.members_of(self.endpoints)
-        return None if any((one.slot, one.number) == dropped for one in here) else dropped
+        try:
+            if isinstance(dropped, Mark):
+                if dropped in self._marks:
+                    self._bury(dropped.slot, dropped.number)
+            elif not any(one.number == dropped[1] for one in _forks.members_of(self.endpoints)):
+                self._bury(*dropped)
+        except OSError as error:
+            if error.errno is None:
+                raise  # a signal handler's
+            self._forget_first(dropped)  # no room, say: not for every later call to come upon
+            raise
+        self._forget_first(dropped)
 
-    def _forget_first_dropped(self) -> None:
-        dropped = self.dropped[0]
+    def _forget_first(self, dropped: Mark | tuple[int, int]) -> None:
         if isinstance(dropped, Mark):
             self._marks.discard(dropped)
         del self.dropped[0]

@@ -554,9 +554,15 @@ class _Putting(Endpoint, Generic[T]):
         """The payload of *item*, and its tag, where it is put with the lock held."""
         if self._dumps is None:
             return item, self.number
+        self._check_takes()
         if type(item) is bytes and len(item) > INLINE and self._plain:  # type: ignore[arg-type]
             return item, cells_.RAW | self.number
         return self._dumps(item), self.number
+
+    def _check_takes(self) -> None:
+        """Before an item is pickled: that none is put any more says more than that it can't be."""
+        if self._head[STATE] > CLOSED:
+            self._core.transact(self._refuse)
 
     def _pack_for(self, lane: Lane, item: Any) -> tuple[Any, int]:
         """The same where it is put on *lane*, as in `put`."""
@@ -826,7 +832,11 @@ class _Putting(Endpoint, Generic[T]):
         payloads: list[Any] = []
         for item in iterable:
             try:
-                payloads.append(item if self._dumps is None else self._dumps(item))
+                if self._dumps is None:
+                    payloads.append(item)
+                else:
+                    self._check_takes()
+                    payloads.append(self._dumps(item))
             except Exception:
                 self._put_all(payloads)  # those before one that can't be pickled are put
                 raise

@@ -109,7 +109,7 @@ class IterableQueue(Generic[T]):
         from iterable_queue._shared import make_shared_core
 
         core = make_shared_core(
-            context, max(maxsize, 0), cancel=on_failure == "cancel", deliveries=deliveries
+            context, max(int(maxsize), 0), cancel=on_failure == "cancel", deliveries=deliveries
         )
         self._begin(core, maker=True)
 

@@ -334,6 +334,7 @@ class _Core(Core):
     """
 
     others_may_look = False
+    gather = 1  # each item is put by itself, as on a queue for processes
 
     def __init__(self, runtime: _Runtime, ledger: _Ledger) -> None:
         super().__init__(runtime, ledger)
@@ -555,7 +556,7 @@ class FakeQueue(IterableQueue[T]):
         _check_clock(clock)
         core = _fake_core(
             queues.Queue(),
-            max(maxsize, 0),
+            max(int(maxsize), 0),
             tagged=True,
             pickled=pickled,
             cancel=on_failure == "cancel",

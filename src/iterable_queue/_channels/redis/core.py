@@ -511,10 +511,8 @@ class RedisCore(Core):
             if self._left or self.link.loss:
                 self.dropped.clear()
                 return
-            found = self._first_dropped()
-            if found is not None and not self._in_time(partial(self._bury, *found)):
+            if not self._in_time(self._bury_first):
                 return
-            self._forget_first_dropped()
 
     def _in_time(self, transition: Callable[[], object]) -> bool:
         """False: the server was out of reach; the next call goes on with it.

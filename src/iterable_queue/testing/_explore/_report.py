@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from iterable_queue._errors import repr_of
 from iterable_queue._explain import explain
 from iterable_queue._queue import IterableQueue
 from iterable_queue.testing._explore._scheduler import (
@@ -58,7 +59,7 @@ class Call:
         values = frame.f_locals
         verb = VERBS.get(name, name)
         if name in ("put", "put_nowait"):
-            verb = f"put {values.get('item')!r}"
+            verb = f"put {repr_of(values.get('item'))}"
         elif name == "__exit__" and values.get("exc") is not None:
             verb = "cancel" if isinstance(values.get("self"), IterableQueue) else "fail"
         elif isinstance(values.get("self"), IterableQueue) and verb in ("close", "cancel"):
@@ -167,7 +168,7 @@ class Rows:
         """The next step is *actor*'s."""
         row = Row(actor, variant, self._calls.get(actor.index))
         if variant == FAIL:
-            row.outcome = repr(actor.fallible)
+            row.outcome = repr_of(actor.fallible)
         self.rows.append(row)
 
     def note(self, actor: Actor, outcome: str) -> None:

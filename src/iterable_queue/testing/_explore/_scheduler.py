@@ -72,6 +72,10 @@ Alternative = tuple["Actor", Variant, int]
 """Who, what happens, and what that costs in preemptions."""
 
 
+MOST_ENDINGS: Final = 1000
+"""An actor that goes on after so many of these will never end."""
+
+
 class Ending(BaseException):
     """Ends the thread of an actor that was killed, or whose schedule is over. Never an error."""
 
@@ -116,6 +120,7 @@ class Actor:
         kind, target, deadline_ns: what it is about to do at its point.
         variant: what happens to it there, once it is chosen.
         dead: it was killed. done: its thread has ended or never began.
+        endings: how often it was told to end.
         guarded: every store of its is looked at: it is dead, or may die inside the lock.
         cores: for each queue of processes that it was given, its part in it.
     """
@@ -126,6 +131,7 @@ class Actor:
         "dead",
         "deadline_ns",
         "done",
+        "endings",
         "entered",
         "error",
         "error_ready",
@@ -154,6 +160,7 @@ class Actor:
         self.kind: Kind = START
         self.target: Any = None
         self.deadline_ns: int | None = None
+        self.endings: int = 0
         self.variant: Variant = RUN
         self.dead: bool = False
         self.done: bool = False
@@ -354,6 +361,9 @@ class Schedule:
                     "the exploration has done with this schedule: what sim made can be used in "
                     "that one call of the scenario, by its actors and in its check, not afterwards"
                 )
+            me.endings += 1
+            if me.endings > MOST_ENDINGS and me is not self.main:
+                self._never_ends(me)
             raise Ending
         if me is self.main:
             return self._point_of_scenario(kind, target, deadline_ns)
@@ -397,7 +407,8 @@ class Schedule:
             me.fallible = None
             me.error_ready = True
             self.faults += 1
-            raise error
+            # It may be the same in every schedule: a traceback grows each time that it is raised.
+            raise error.with_traceback(None)
         if variant == TIME_OUT:
             assert me.deadline_ns is not None
             self.clock_ns = max(self.clock_ns, me.deadline_ns)
@@ -623,9 +634,11 @@ class Schedule:
         from iterable_queue._errors import IterableQueueError
 
         cause: BaseException | None = error
-        while actor.error_ready and cause is not None:
+        passed = set[int]()
+        while actor.error_ready and cause is not None and id(cause) not in passed:
             if cause is actor.error:
                 return
+            passed.add(id(cause))  # an error can be its own cause
             cause = cause.__cause__ or cause.__context__
         if self.faults and isinstance(error, IterableQueueError):
             return
@@ -654,20 +667,35 @@ class Schedule:
         stuck = self.foreign = self.current
         frame = sys._current_frames().get(stuck.worker.ident if stuck.worker else 0)  # pyright: ignore[reportPrivateUsage]
         where = "".join(traceback.format_list(_user_frames(frame))).rstrip()
-        self._stop(
-            Problem(
-                "blocked",
-                f"{stuck.name} has been blocked for {patience_s:g} s, or computing, by something "
-                "that the library does not own, so that no schedule can go on. It stands at:\n"
-                f"{where}\nIts thread (a daemon) is left behind.",
-            )
+        self._give_up(
+            stuck,
+            f"{stuck.name} has been blocked for {patience_s:g} s, or computing, by something "
+            "that the library does not own, so that no schedule can go on. It stands at:\n"
+            f"{where}\nIts thread (a daemon) is left behind.",
         )
-        stuck.done = True
-        if stuck.worker is not None:
-            self._pool.abandon(stuck.worker)
-        self._unwind()
         self._finished.acquire(timeout=patience_s)
         self.current = self.main
+
+    def _never_ends(self, me: Actor) -> None:
+        """The calling thread, that of *me*, goes on whatever is raised in it: so it stops here."""
+        self.foreign = me
+        self._give_up(
+            me,
+            f"{me.name} goes on after it was killed: a bare `except:`, or one of BaseException, in "
+            "a loop catches whatever ends it. Catch Exception there. Its thread (a daemon) is left "
+            "behind",
+        )
+        while True:
+            threading.Event().wait()
+
+    def _give_up(self, actor: Actor, why: str) -> None:
+        """End the schedule without *actor*, whose thread does not end. An earlier failure stays."""
+        if self.problem is None:
+            self._stop(Problem("blocked", why))
+        actor.done = True
+        if actor.worker is not None:
+            self._pool.abandon(actor.worker)
+        self._unwind()
 
 
 def _user_frames(frame: FrameType | None) -> list[traceback.FrameSummary]:

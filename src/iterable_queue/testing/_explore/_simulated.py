@@ -57,7 +57,7 @@ from iterable_queue._channel import Hand
 from iterable_queue._channels.threads import ThreadChannel
 from iterable_queue._core import BRIEFLY_S, Core, Mark
 from iterable_queue._endpoints import Endpoint
-from iterable_queue._errors import EndpointElsewhere, pack_error, unpack_error
+from iterable_queue._errors import EndpointElsewhere, pack_error, repr_of, unpack_error
 from iterable_queue._ledger import Ledger
 from iterable_queue._pickling import pickling
 from iterable_queue._runtime import Condition, LocalErrors, guard, is_lock_busy
@@ -412,7 +412,7 @@ class ThreadItems(SimpleQueue[Any]):
         schedule.writes |= self.lock.items_bit
         item = super().get_nowait()
         if schedule.recorder is not None:
-            schedule.recorder.note(schedule.current, f"-> {item!r}")
+            schedule.recorder.note(schedule.current, f"-> {repr_of(item)}")
         return item
 
     def qsize(self) -> int:
@@ -494,6 +494,7 @@ class SimulatedCore(Core):
     # Held until the schedule is over, so that no moment of it depends on the collector.
     endpoint_set: Callable[[], Any] = set
     others_may_look = False
+    gather = 1  # of a list that is put, the real queue may show any part before the rest
 
     def __init__(self, shared: SharedQueue, actor: Actor) -> None:
         super().__init__(shared.runtime, SimulatedLedger(shared.runtime, shared.channel))
@@ -725,7 +726,7 @@ class SharedQueue:
 def _noted(schedule: Schedule, loads: Callable[[Any], Any], payload: Any) -> Any:
     item = loads(payload)
     assert schedule.recorder is not None
-    schedule.recorder.note(schedule.current, f"-> {item!r}")
+    schedule.recorder.note(schedule.current, f"-> {repr_of(item)}")
     return item
 
 

@@ -6,7 +6,8 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import partial
-from types import CoroutineType, GeneratorType
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, Final, Literal, TypeVar, cast
 
 from iterable_queue._cells import FLAGS, HANDLE, KIND_NAMES, QUEUE, SLOT_SIZE, USED
@@ -90,7 +91,7 @@ class Simulation:
             self._schedule,
             self._locks[index],
             index,
-            max(maxsize, 0),
+            max(int(maxsize), 0),
             threaded=threaded,
             cancel=on_failure == "cancel",
             deliveries=deliveries,
@@ -122,6 +123,7 @@ class Simulation:
         if self._schedule.current is not self._schedule.main or self._schedule.gone:
             raise RuntimeError("actors are spawned by the scenario, before any of them runs")
         check_callable(function, "function")
+        _check_runs(function, "an actor is given")
         base = name or getattr(function, "__name__", "actor").strip("<>")
         unique, count = base, 1
         while unique in self._names:
@@ -173,7 +175,7 @@ class Simulation:
         """The actors have ended: see what the end state is."""
         for shared in self._queues:
             shared.runtime.quiet()
-        check()
+        _check_ran(check(), "the check that a scenario returns has returned")
 
     def end(self) -> None:
         """The schedule is over: let go of everything.
@@ -244,13 +246,30 @@ def _check_actor(actor: object) -> None:
 
 
 def _check_result(result: object) -> None:
-    if result is None or callable(result):
-        return
-    text = f"a scenario returns a function that checks the end state, or None, not {result!r}"
-    if isinstance(result, (CoroutineType, GeneratorType)):
-        text += ": it is called as it is, so it can be neither async nor a generator"
-        result.close()  # or it would be said to have never been awaited
-    raise TypeError(text)
+    wanted = "a scenario returns a function that checks the end state, or None, not"
+    if callable(result):
+        _check_runs(result, "the check that a scenario returns is")
+    elif result is not None:
+        _check_ran(result, wanted)
+        raise TypeError(f"{wanted} {result!r}")
+
+
+def _check_runs(function: Callable[..., object], what: str) -> None:
+    """Raises if nothing of *function* would run when it is called."""
+    for test in iscoroutinefunction, isgeneratorfunction, isasyncgenfunction:
+        if test(function):
+            raise TypeError(f"{what} {function!r}{NOT_RUN}")
+
+
+def _check_ran(result: object, what: str) -> None:
+    """The same, once the call has given *result*."""
+    if isinstance(result, (CoroutineType, GeneratorType, AsyncGeneratorType)):
+        if not isinstance(result, AsyncGeneratorType):
+            result.close()  # or it would be said to have never been awaited
+        raise TypeError(f"{what} {result!r}{NOT_RUN}")
+
+
+NOT_RUN: Final = ": it is called as it is, so it can be neither async nor a generator"
 
 
 def _nothing() -> None:
@@ -279,7 +298,7 @@ def _live(
     _running.schedule = schedule
     try:
         try:
-            function(*args)
+            _check_ran(function(*args), "an actor has returned")
         except Exception as error:
             if not actor.dead and not schedule.over:
                 _leave(actor, f"ended by {type(error).__name__}: {error}", error)
