@@ -10,12 +10,14 @@ A call that fails for want of room on the stack is interrupted as well (`Recursi
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -23,6 +25,7 @@ import pytest
 
 import iterable_queue
 from iterable_queue import IterableQueue
+from tests.redis_server import Server, redis, running
 
 PACKAGE = os.path.dirname(iterable_queue.__file__)
 WAIT_S = 10.0
@@ -40,13 +43,16 @@ class Interrupted(BaseException):
     """What the handler raises."""
 
 
-def interrupt(at: int, call: Callable[[], object]) -> bool:
-    """Call, and raise at the *at*-th place where a handler might. False: it has no so many."""
+def interrupt(at: int, call: Callable[[], object], places: str | tuple[str, ...] = PACKAGE) -> bool:
+    """Call, and raise at the *at*-th place where a handler might. False: it has no so many.
+
+    Places are in the code below these directories.
+    """
     left = at
 
     def handler(frame: FrameType, event: str, arg: object) -> None:
         nonlocal left
-        if event in ("call", "c_return") and frame.f_code.co_filename.startswith(PACKAGE):
+        if event in ("call", "c_return") and frame.f_code.co_filename.startswith(places):
             left -= 1
             if left == 0:
                 raise Interrupted
@@ -234,10 +240,18 @@ ASKS = ("statistics", "explain")
 def test_a_call_is_cut_short_anywhere(
     kind: str, call: str, cut_short: Callable[[int, Callable[[], object]], bool]
 ) -> None:
+    sweep(QUEUES[kind], call, cut_short)
+
+
+def sweep(
+    make: Callable[[], IterableQueue[Any]],
+    call: str,
+    cut_short: Callable[[int, Callable[[], object]], bool],
+) -> None:
     at, more = 0, True
     while more:
         at += 1
-        play = Play(QUEUES[kind]())
+        play = Play(make())
         more = cut_short(at, CALLS[call](play))
         try:
             play.finish()
@@ -245,3 +259,22 @@ def test_a_call_is_cut_short_anywhere(
             error.add_note(f"cut short at place {at}")
             raise
     assert at > 2
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    yield from running(Server(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "call", ["get_producer", "clone of a consumer", "close", "close of a consumer", "fail"]
+)
+def test_a_call_over_redis_is_cut_short_anywhere(call: str, server: Server) -> None:
+    """Also between the question and its answer, in the client's code."""
+    names = map(str, itertools.count())
+    places = PACKAGE, str(Path(str(redis.__file__)).parent)
+    sweep(
+        lambda: IterableQueue[Any].connect(server.url, name=next(names)),
+        call,
+        partial(interrupt, places=places),
+    )

@@ -114,6 +114,7 @@ class Endpoint:
         slot, number: where the ledger counts it, and the number that proves it is the same one.
         _ready: this process has used it and may go on; then calls need no further check.
         _closed: closed here, by the caller.
+        _closing: that was cut short, so that it may have been closed.
         _lost: why it can't be used here at all, if so; raised by every call.
         _mark: what tells that this object is gone, even where `__del__` is interrupted.
         _dumps, _loads: how items cross to other processes; None: handed over as they are.
@@ -128,6 +129,7 @@ class Endpoint:
         "_append",
         "_blocked",
         "_closed",
+        "_closing",
         "_core",
         "_dumps",
         "_hands",
@@ -162,6 +164,7 @@ class Endpoint:
         self._stamp_at = slot * cells_.SLOT_SIZE + cells_.STAMP
         self._ready = False
         self._closed = False
+        self._closing = False
         self._mark: Mark | None = None
         self._lost = lost
         self._dumps = core.dumps
@@ -231,7 +234,8 @@ class Endpoint:
             try:
                 self._core.transact(self._touch_locked)
             except EndpointElsewhere:
-                self._check_open()  # by another thread, just now
+                self._closed = self._closed or self._closing  # or by another thread, just now
+                self._check_open()
                 raise
 
     def _touch_locked(self) -> None:
@@ -337,6 +341,7 @@ class Endpoint:
             # Interrupted; or what it has claimed had no room. Unless its slot is free, it is open
             # and can be closed later. No call and no comparison, which might fail for the same
             # reason; and with the lock held, nobody else has the slot yet.
+            self._closing = True
             self._closed = not self._ledger.cells[self.slot * cells_.SLOT_SIZE + cells_.KIND]
             raise
 

@@ -507,6 +507,10 @@ class RedisCore(Core):
     def _bury_dropped(self) -> None:
         if not self._is_here or not self._note_late():
             return  # nobody at the server would be meant
+        unwanted = self.ledger.unwanted
+        while unwanted and self.link.owed is None:  # so each has its answer, or there was none
+            self.dropped += ((number, number) for number, _ in unwanted[0] if number > 0)
+            del unwanted[0]
         while self.dropped and not self.ledger.head[cells_.HOLDER]:
             if self._left or self.link.loss:
                 self.dropped.clear()
@@ -649,6 +653,7 @@ class RedisCore(Core):
         self.dropped.clear()
         self.leave_loops()
         ledger = self.ledger
+        ledger.unwanted.clear()
         copies = _forks.members_of(self.endpoints)
         for endpoint in copies:
             endpoint.forget()

@@ -6,6 +6,7 @@ process's own affair, and the counts as they were at the last look (see `COUNTS`
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -174,6 +175,7 @@ class RedisLedger(Ledger):
         "silent_ms",
         "tells_at_once",
         "unsigned",
+        "unwanted",
         "waits",
     )
 
@@ -197,6 +199,8 @@ class RedisLedger(Ledger):
         self.made_by = ""
         self._reported: dict[int, int] = {}
         self._unreported: dict[int, int] = {}
+        self.unwanted: deque[list[tuple[int, int]]] = deque()
+        """Where the answers come to who opened an endpoint and was interrupted: nobody has it."""
         channel.ledger = self
 
     def lock_until(self, deadline: float) -> Lock:
@@ -438,14 +442,26 @@ class RedisLedger(Ledger):
     def open(self, kind: int, site: str, *, clone: bool = False) -> tuple[int, int]:
         if kind == QUEUE:
             return 0, 0  # it was opened when the queue was made
-        number, self.head[STATE] = self.link.call(
-            OPEN, kind, site, int(clone), what=f"get_{KIND_NAMES[kind]}"
-        )
-        if number == -1:
-            raise self.refusal()
-        if number < 0:
-            raise self.closed_to(kind)
-        self.know(number, kind, UNASKED if kind == WORKER else 0)
+        # Where this is interrupted, the server may have opened one, or will have once the call has
+        # been made again, before any other. The answer is kept by a C function, which can't be.
+        answers: list[tuple[int, int]] = []
+        errors: list[OSError] = []
+        what = f"get_{KIND_NAMES[kind]}"
+        try:
+            arguments = kind, site, int(clone)
+            self.link.owe(OPEN, *arguments, then=answers.append, failed=errors.append, what=what)
+            self.link.repay(what)
+            if errors:
+                raise errors.pop()
+            number, self.head[STATE] = answers[0]
+            if number == -1:
+                raise self.refusal()
+            if number < 0:
+                raise self.closed_to(kind)
+            self.know(number, kind, UNASKED if kind == WORKER else 0)
+        except BaseException:
+            self.unwanted += (answers,)
+            raise
         return number, number
 
     def closed_to(self, kind: int) -> QueueClosed:
@@ -525,6 +541,7 @@ class RedisLedger(Ledger):
         done, self.head[STATE] = self.link.call(
             CLOSE, number, blob, *known, what=f"close of endpoint {number}"
         )
+        self.cells[number * SLOT_SIZE + KIND] = cells_.FREE  # before anything can interrupt this
         self.forget(number)
         self.wake_everybody()  # other threads that wait on this endpoint find it closed
         return bool(done > 0)
