@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import math
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 
 from iterable_queue import (
+    ChannelBroken,
     Done,
     EndpointElsewhere,
     IterableQueue,
@@ -465,6 +468,60 @@ def test_inside_a_transition_it_is_put_off(core: Core) -> None:
     core.transact(core.drop, *dropped)
     assert core.ledger.is_open(*dropped)
     core.transact(lambda: None)
+    assert not core.ledger.is_open(*dropped)
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (OSError(errno.ENOSPC, "no room"), False),
+        (ValueError("a bug"), False),
+        (RecursionError("it was called deep down"), True),
+        (ChannelBroken("for now"), True),
+        (KeyboardInterrupt(), True),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_can_not_be_done_is_told_once(
+    core: Core, monkeypatch: pytest.MonkeyPatch, error: BaseException, again: bool
+) -> None:
+    """To whoever comes upon it; what has nothing to do with the endpoint puts it off."""
+    dropped = Ends(core).open(PRODUCER)
+
+    def fail(slot: int, number: int) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(core, "_bury", fail)
+        core.transact(core.drop, *dropped)
+        with pytest.raises(type(error)):
+            core.transact(lambda: None)
+    core.transact(lambda: None)
+    assert core.ledger.is_open(*dropped) != again
+
+
+def test_what_a_signal_handler_raises_puts_it_off(core: Core) -> None:
+    """Whatever it is: an error with a number as well."""
+    dropped = Ends(core).open(PRODUCER)
+    core.transact(core.drop, *dropped)
+
+    def handle(signum: int, frame: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "from a handler")
+
+    bury: Any = core._bury
+
+    def interrupted(slot: int, number: int) -> None:
+        signal.raise_signal(signal.SIGALRM)
+
+    before = signal.signal(signal.SIGALRM, handle)
+    core._bury = interrupted  # type: ignore[method-assign]
+    try:
+        with pytest.raises(BrokenPipeError):
+            core.transact(lambda: None)
+        core._bury = bury  # type: ignore[method-assign]
+        core.transact(lambda: None)
+    finally:
+        signal.signal(signal.SIGALRM, before)
     assert not core.ledger.is_open(*dropped)
 
 

@@ -388,6 +388,29 @@ def check_puts_at_exit(context: Context, processes: Processes) -> None:
         assert list(source) == ["last"]
 
 
+def _fail_in_a_forked_child(out: Producer[int]) -> None:
+    child = FORK.Process(target=_fail, args=(out,))
+    child.start()
+    child.join(30)
+
+
+def _fail(out: Producer[int]) -> None:
+    out.put(1)
+    raise ValueError("on purpose")
+
+
+def test_a_forked_child_of_a_spawned_one_tells_how_it_ended(processes: Processes) -> None:
+    """It runs no `atexit` hooks, though its stack is that of its parent, which does."""
+    iq = IterableQueue[int]()
+    spawn = multiprocessing.get_context("spawn")
+    processes.start(spawn.Process(target=_fail_in_a_forked_child, args=(iq.get_producer(),)))
+    iq.close()
+    with iq.get_consumer() as source:
+        assert source.get(timeout=30) == 1
+        with pytest.raises(ProducerFailed, match="ended by ValueError: on purpose"):
+            source.get(timeout=30)
+
+
 def test_after_leaving_calls_say_so() -> None:
     code = """
 import atexit

@@ -10,8 +10,10 @@ A call that fails for want of room on the stack is interrupted as well (`Recursi
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
+import pickle
 import sys
 import threading
 import traceback
@@ -24,7 +26,8 @@ from typing import Any
 import pytest
 
 import iterable_queue
-from iterable_queue import IterableQueue
+from iterable_queue import Done, EndpointElsewhere, IterableQueue, Producer, ProducerFailed
+from tests.conftest import wait_until
 from tests.redis_server import Server, redis, running
 
 PACKAGE = os.path.dirname(iterable_queue.__file__)
@@ -163,6 +166,10 @@ class Play:
     def get_of(self, worker: Any) -> None:
         self.got.append(worker.get())
 
+    def count_open(self) -> int:
+        stats = self.queue.statistics()
+        return stats.open_producers + stats.open_consumers + stats.open_workers
+
     def finish(self) -> None:
         """Close all, some of it once more, and see that everything has come."""
         if not self.out.closed:
@@ -191,7 +198,7 @@ class Play:
         assert set(self.sure) <= set(got) <= {*self.sure, *self.maybe}
         stats = self.queue.statistics()
         assert (stats.put, stats.finished, stats.queued) == (len(got), len(got), 0)
-        assert (stats.open_producers, stats.open_consumers, stats.open_workers) == (0, 0, 0)
+        wait_until(lambda: self.count_open() == 0, "nothing is open", WAIT_S)
         assert ends == [None] or self.failed
 
 
@@ -259,6 +266,79 @@ def sweep(
             error.add_note(f"cut short at place {at}")
             raise
     assert at > 2
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "dropped"])
+def test_unpickling_is_cut_short_anywhere(kept: bool) -> None:
+    """The endpoint has no object then, but for one that was here before; the pickle is tried again.
+
+    Either that has it, or it was given up: it is not as if somebody had it.
+    """
+    at, more = 0, True
+    while more:
+        at += 1
+        iq = IterableQueue[int]()
+        out: Any = iq.get_producer()
+        data = pickle.dumps(out)
+        if not kept:
+            del out
+        found = list[Any]()
+        more = interrupt(at, lambda data=data, found=found: found.append(pickle.loads(data)))  # type: ignore[misc]
+        again: Any = pickle.loads(data)
+        sure = list[int]()
+        try:
+            again.put(1)
+            sure.append(1)
+            again.close()
+        except EndpointElsewhere:
+            assert not kept
+        iq.close()
+        got = list[int]()
+        try:
+            with iq.get_consumer() as source:
+                while True:
+                    got.append(source.get(timeout=WAIT_S))
+        except Done:
+            assert got == sure == [1]
+        except ProducerFailed:
+            assert got == sure == []
+    assert at > 10
+
+
+@pytest.mark.parametrize("kind", QUEUES)
+def test_the_collector_leaves_endpoints_to_finalizers(kind: str) -> None:
+    """What is called of weak references, it calls before any `__del__`, which may use them."""
+
+    class Ring:
+        def __init__(self) -> None:
+            self.me = self
+            self.out: Producer[str] = iq.get_producer()  # younger, so finalized later
+
+        def __del__(self) -> None:
+            self.out.put("last")
+            iq.statistics()  # with the lock
+            self.out.close()
+
+    iq: IterableQueue[str] = QUEUES[kind]()
+    Ring()
+    gc.collect()
+    iq.close()
+    with iq.get_consumer() as source:
+        assert list(source) == ["last"]
+
+
+@pytest.mark.parametrize("kind", QUEUES)
+def test_what_is_closed_or_dropped_leaves_no_mark(kind: str) -> None:
+    iq = QUEUES[kind]()
+    core: Any = iq._core
+    for n in range(30):
+        endpoint: Any = (iq.get_producer, iq.get_consumer, iq.get_worker)[n % 3]()
+        if n % 2:
+            enter(endpoint)
+        if n % 5:
+            endpoint.close()
+        del endpoint
+        assert (len(core._marks), list(core.dropped), list(core.gone)) == (1, [], [])
 
 
 @pytest.fixture

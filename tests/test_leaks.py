@@ -104,6 +104,14 @@ def test_what_an_ending_thread_refers_to_alone(iq: IterableQueue[Any], told: Tol
     assert [str(warning.message).split()[0] for warning in told] == ["producer"]
 
 
+def test_each_of_a_ring(iq: IterableQueue[Any], told: Told) -> None:
+    ring = list[Any]()
+    ring += (ring, iq.get_producer(), iq.get_producer(), iq.get_producer())
+    del ring
+    gc.collect()
+    assert len(told) == 3
+
+
 def test_the_queue_itself(make: Make, told: Told) -> None:
     iq = make()
     source = iq.get_consumer()

@@ -259,6 +259,10 @@ class Core:
         self._pid = os.getpid()
         self.dropped: deque[Mark | tuple[int, int]] = deque()
         """Endpoints whose objects are gone: the next one to hold the lock ends those."""
+        self.gone: deque[Mark] = deque()
+        """The marks of objects that were freed with no word from `__del__`, or not yet."""
+        self._gone_before: deque[Mark] = deque()
+        self._aged_at = -math.inf
         self._marks: set[Mark] = set()
         self.desks: dict[Any, Desk] = {}
         """Where coroutines sleep, by their loop and what they wait for."""
@@ -480,13 +484,13 @@ class Core:
 
     def mark(self, handle: object, slot: int, number: int) -> Mark | None:
         """Have it noticed when *handle*, the object of that endpoint or of the queue, is gone."""
-        mark = Mark(handle, self.dropped.append)
+        mark = Mark(handle, self.gone.append)
         mark.slot, mark.number = slot, number
         self._marks.add(mark)
         return mark
 
     def unmark(self, mark: Mark | None) -> None:
-        """What happens to its object does not matter any more."""
+        """Its object is closed, or given up: what becomes of that does not matter any more."""
         if mark is not None:
             self._marks.discard(mark)
 
@@ -520,7 +524,7 @@ class Core:
 
         It only appends; the next one to hold the lock does the rest, which is this call where the
         lock is free, and a sleeper after its slice at the latest. Where an interrupt keeps it from
-        being called, or from appending, the object's *mark* is appended as the object is freed.
+        being called, or from appending, the object's *mark* tells that it is gone.
         """
         if self._is_finalizing():
             return  # the exit hooks have done what is to be done, and modules are half gone
@@ -536,6 +540,8 @@ class Core:
 
     def _bury_dropped(self) -> None:
         """With the lock held, but not necessarily at rest: a `__del__` may be inside anything."""
+        if self.gone or self._gone_before:
+            self._age_gone()
         while self.dropped and not self.ledger.head[cells_.HOLDER]:
             self.ledger.transact(self._bury_first)
 
@@ -551,19 +557,41 @@ class Core:
             if isinstance(dropped, Mark):
                 if dropped in self._marks:
                     self._bury(dropped.slot, dropped.number)
-            elif not any(one.number == dropped[1] for one in _forks.members_of(self.endpoints)):
+            elif not any(one.serves(dropped[1]) for one in _forks.members_of(self.endpoints)):
                 self._bury(*dropped)
-        except OSError as error:
-            if error.errno is None:
-                raise  # a signal handler's
-            self._forget_first(dropped)  # no room, say: not for every later call to come upon
+        except Exception as error:
+            if not self._may_bury_later(error):
+                self._forget_first(dropped)  # or each later call would come upon the same error
             raise
         self._forget_first(dropped)
+
+    def _may_bury_later(self, error: Exception) -> bool:
+        """Whether *error* has nothing to do with what was to be buried."""
+        from iterable_queue._endpoints import came_from_signal_handler
+
+        passing = RecursionError, MemoryError, ChannelBroken, WouldDeadlock
+        return isinstance(error, passing) or came_from_signal_handler(error)
 
     def _forget_first(self, dropped: Mark | tuple[int, int]) -> None:
         if isinstance(dropped, Mark):
             self._marks.discard(dropped)
-        del self.dropped[0]
+        if self.dropped and self.dropped[0] is dropped:  # else this is a child, forked just now
+            del self.dropped[0]
+
+    def _age_gone(self) -> None:
+        """Have those buried whose marks are there for a slice. Lock held.
+
+        The collector calls what is called of weak references before any `__del__`, which may use
+        and close them. Each step leaves a mark in two places rather than in none.
+        """
+        now = self.runtime.monotonic()
+        if now - self._aged_at < SLICE_S:
+            return
+        self._aged_at = now
+        for old, new in (self._gone_before, self.dropped), (self.gone, self._gone_before):
+            for _ in range(len(old)):
+                new.append(old[0])
+                del old[0]
 
     def _bury(self, slot: int, number: int) -> None:
         ledger = self.ledger
@@ -716,7 +744,7 @@ class Core:
         ledger = self.ledger
         head = ledger.head
         most = f" of {head[cells_.MAXSIZE]}" if head[cells_.MAXSIZE] else ""
-        parts = [ledger.state_name(fold=False), f"{ledger.channel.size()}{most} queued"]
+        parts = [ledger.state_name(fold=False), f"{ledger.qsize()}{most} queued"]
         parts += [
             f"{head[cell]} {what}{'' if head[cell] == 1 else 's'}"
             for cell, what in (

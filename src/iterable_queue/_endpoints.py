@@ -220,6 +220,7 @@ class Endpoint:
         if self.kind != PRODUCER:
             ledger.hands[self.slot] = self._hands
         elif self._core.log is not None:
+            self._leave_lane()  # after a close that was interrupted
             lane = self._core.log.lane(self.slot, self.number)
             if lane is not None:
                 lane.head, lane.plain = self._head, self._plain
@@ -275,9 +276,13 @@ class Endpoint:
     def give_up(self, why: Exception) -> None:
         """The ledger has ended it, and it can't be used any more: calls raise *why*."""
         self.forget()
-        self._core.unmark(self._mark)
         self._closed = True
         self._lost = why
+        self._core.unmark(self._mark)  # at last: else an interrupt would leave it to nobody
+
+    def serves(self, number: int) -> bool:
+        """Whether this object can be used as the endpoint of that number."""
+        return self.number == number and not self._closed and self._lost is None
 
     def give_way(self) -> bool:
         """This copy is not to be used, since the endpoint came here again. False: it is used."""
@@ -332,10 +337,7 @@ class Endpoint:
         self._closed = True
         self._ready = False
         try:
-            lane = self._lane
-            if lane is not None:
-                self._core.log.leave(lane)  # type: ignore[union-attr]
-                self._lane = None
+            self._leave_lane()
             transition(*args)
         except BaseException:
             # Interrupted; or what it has claimed had no room. Unless its slot is free, it is open
@@ -344,6 +346,15 @@ class Endpoint:
             self._closing = True
             self._closed = not self._ledger.cells[self.slot * cells_.SLOT_SIZE + cells_.KIND]
             raise
+        self._core.unmark(self._mark)
+        self._mark = None
+
+    def _leave_lane(self) -> None:
+        # Together, once `leave` has begun.
+        lane = self._lane
+        if lane is not None:
+            self._core.log.leave(lane)  # type: ignore[union-attr]
+            self._lane = None
 
     def fail(self, error: BaseException) -> None:
         """Close, and let the consumers know that what was put is not all, and why."""
@@ -416,11 +427,12 @@ class Endpoint:
     def __del__(self) -> None:
         core: Core | None = getattr(self, "_core", None)
         if core is not None and not self._closed and self._lost is None and not core.elsewhere:
+            mark, self._mark = self._mark, None  # which is not needed any more once this has run
             if core.leaks is None:
-                core.drop(self.slot, self.number, self._mark)
+                core.drop(self.slot, self.number, mark)
                 return
             core.leaks.dropped(core, self.slot, self.number)
-            core.drop(self.slot, self.number, self._mark)
+            core.drop(self.slot, self.number, mark)
             core.leaks.tell_after_drop()
 
     @property

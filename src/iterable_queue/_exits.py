@@ -96,7 +96,7 @@ def _leave_with_finalizers() -> None:
     global _uncaught
     if sys.version_info < (3, 13):
         frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
-        while frame is not None:
+        while frame is not None and frame.f_code.co_name != "_launch":  # this was forked by one
             if frame.f_code.co_name == "spawn_main":
                 _uncaught = sys.exc_info()[1]  # which will be forgotten by then
                 return

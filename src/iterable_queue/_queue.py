@@ -428,11 +428,12 @@ class IterableQueue(Generic[T]):
     def __del__(self) -> None:
         core: Core | None = getattr(self, "_core", None)
         if core is not None and self._maker and not core.elsewhere:
+            mark, self._mark = self._mark, None  # as of an endpoint
             if core.leaks is None:
-                core.drop(core.queue_slot, 0, self._mark)
+                core.drop(core.queue_slot, 0, mark)
                 return
             core.leaks.dropped(core, core.queue_slot, 0)
-            core.drop(core.queue_slot, 0, self._mark)
+            core.drop(core.queue_slot, 0, mark)
             core.leaks.tell_after_drop()
 
 

@@ -257,6 +257,11 @@ class RedisCore(Core):
 
     def look(self, patience_s: float = 0.0) -> None:
         _news.tell()
+        if self.gone or self._gone_before:
+            self.tidy(lambda: None)
+
+    def _may_bury_later(self, error: Exception) -> bool:
+        return isinstance(error, Late) or super()._may_bury_later(error)
 
     def can_go_on(self) -> bool:
         """Whether calls can be made."""
