@@ -386,6 +386,7 @@ def check_puts_at_exit(context: Context, processes: Processes) -> None:
     iq.close()
     with iq.get_consumer() as source:
         assert list(source) == ["last"]
+    assert processes.join() == [0]
 
 
 def _fail_in_a_forked_child(out: Producer[int]) -> None:
@@ -409,6 +410,7 @@ def test_a_forked_child_of_a_spawned_one_tells_how_it_ended(processes: Processes
         assert source.get(timeout=30) == 1
         with pytest.raises(ProducerFailed, match="ended by ValueError: on purpose"):
             source.get(timeout=30)
+    assert processes.join() == [0]
 
 
 def test_after_leaving_calls_say_so() -> None:
