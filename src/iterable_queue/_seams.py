@@ -1,7 +1,6 @@
-"""What the parts are to each other: types alone, which are not there at run time.
+"""What the parts are to each other: types alone.
 
-So this is imported by type checkers only: making classes of them would be a tenth of what importing
-the package takes.
+Type checkers import this, and tests; the package does not: no import of it need make these classes.
 """
 
 from __future__ import annotations
