@@ -757,6 +757,30 @@ def test_items_that_are_not_plain_are_not_opened_ahead() -> None:
 
 
 @lockless
+def test_who_writes_after_a_dropped_producer_need_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where its lane ends is known: only that of one that was killed is to be found."""
+    iq = IterableQueue[int]()
+    for n in range(100):
+        iq.get_producer().put(n)
+
+    def count(*_: object) -> int:
+        raise AssertionError
+
+    monkeypatch.setattr(log.LogChannel, "_count", count)
+    out = iq.get_producer()
+    out.put(100)
+    monkeypatch.undo()
+    out.close()
+    iq.close()
+    source = iq.get_consumer()
+    assert [source.get() for _ in range(101)] == list(range(101))
+    with pytest.raises(ProducerFailed):
+        source.get()
+
+
+@lockless
 def test_a_consumer_that_is_dropped_in_a_loop_is_closed() -> None:
     """The iterator is in no cycle with it."""
     iq, source = feeding()

@@ -222,7 +222,8 @@ class Core:
     """How often a busy lock is tried again at once before the caller sleeps for it."""
     gather = 64
     """At most this many items are put in one turn of the lock by `put_many`."""
-    _is_finalizing = staticmethod(sys.is_finalizing)
+    is_finalizing = staticmethod(sys.is_finalizing)
+    """Whether this process ends, and modules may be half gone."""
     append_now: Callable[[Any], object] | None = None
     """For an atomic channel: a C function that appends an item."""
     size_now: Callable[[], int] | None = None
@@ -526,7 +527,7 @@ class Core:
         lock is free, and a sleeper after its slice at the latest. Where an interrupt keeps it from
         being called, or from appending, the object's *mark* tells that it is gone.
         """
-        if self._is_finalizing():
+        if self.is_finalizing():
             return  # the exit hooks have done what is to be done, and modules are half gone
         self.dropped.append(mark or (slot, number))
         try:

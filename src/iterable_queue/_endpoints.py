@@ -428,6 +428,10 @@ class Endpoint:
         core: Core | None = getattr(self, "_core", None)
         if core is not None and not self._closed and self._lost is None and not core.elsewhere:
             mark, self._mark = self._mark, None  # which is not needed any more once this has run
+            if not core.is_finalizing():
+                # Nobody is in a call of it. Else the next to write there would have to count all
+                # that is unread, as after a kill, with the lock.
+                self._leave_lane()
             if core.leaks is None:
                 core.drop(self.slot, self.number, mark)
                 return
