@@ -92,11 +92,13 @@ OWN = {
     "_sleepers",
     "claim",
     "desks",
+    "dropped",
     "ends",
     "hands",
     "items",
     "kept",
     "nexts",
+    "old",
     "opened",
     "payloads",
     "pending",
@@ -137,6 +139,7 @@ LOCKS = {"lock", "lock_within", "trylock"}
 """The queue's lock, likewise."""
 HARMLESS = {
     "access",
+    "chmod",  # of a directory that is removed in the next moment, and had no users
     "fstat",
     "geteuid",
     "getpid",
