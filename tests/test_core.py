@@ -531,7 +531,7 @@ def test_as_the_interpreter_ends_nothing_is_done(
     """The exit hooks have done it, and modules may be gone."""
     dropped = Ends(core).open(PRODUCER)
     with monkeypatch.context() as patch:
-        patch.setattr(core, "is_finalizing", lambda: True)
+        patch.setattr(core, "_is_finalizing", lambda: True)
         core.drop(*dropped)
     core.transact(lambda: None)
     assert core.ledger.is_open(*dropped)

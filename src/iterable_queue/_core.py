@@ -222,8 +222,7 @@ class Core:
     """How often a busy lock is tried again at once before the caller sleeps for it."""
     gather = 64
     """At most this many items are put in one turn of the lock by `put_many`."""
-    is_finalizing = staticmethod(sys.is_finalizing)
-    """Whether this process ends, and modules may be half gone."""
+    _is_finalizing = staticmethod(sys.is_finalizing)
     append_now: Callable[[Any], object] | None = None
     """For an atomic channel: a C function that appends an item."""
     size_now: Callable[[], int] | None = None
@@ -520,6 +519,10 @@ class Core:
         # No handler runs between the return and the addition.
         opened += self.ledger.open(kind, site)
 
+    def is_finalizing(self) -> bool:
+        """Whether this process ends, and modules may be half gone."""
+        return self._is_finalizing()
+
     def drop(self, slot: int, number: int, mark: Mark | None = None) -> None:
         """An endpoint's last reference has gone. Safe anywhere, also inside a transition.
 
@@ -527,7 +530,7 @@ class Core:
         lock is free, and a sleeper after its slice at the latest. Where an interrupt keeps it from
         being called, or from appending, the object's *mark* tells that it is gone.
         """
-        if self.is_finalizing():
+        if self._is_finalizing():
             return  # the exit hooks have done what is to be done, and modules are half gone
         self.dropped.append(mark or (slot, number))
         try:
