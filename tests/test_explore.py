@@ -12,8 +12,6 @@ import os
 import pickle
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 import traceback
@@ -47,6 +45,7 @@ from iterable_queue.testing import (
     explore,
 )
 from tests.conftest import FORKS, Processes
+from tests.test_exits import run_python
 
 Check = Callable[[], object]
 
@@ -1176,13 +1175,7 @@ except ScheduleFailure as failure:
 )
 def test_an_actor_that_catches_everything_hides_no_failure(what: str, reason: str) -> None:
     """Its thread stays behind, so this is a program of its own. It does not wait for that."""
-    run = subprocess.run(
-        [sys.executable, "-c", STUBBORN, what],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    run = run_python(STUBBORN, what)
     assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout.startswith(reason)
 
