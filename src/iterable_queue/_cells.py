@@ -5,7 +5,7 @@ open endpoint, for the queue itself, for each process that takes part, and for e
 slot 0 is nobody's, but for the cells of a lane, which are those of the lane that all share.
 """
 
-from __future__ import annotations
+# Annotations are evaluated; `_protocols` says why.
 
 from typing import Final, NamedTuple
 

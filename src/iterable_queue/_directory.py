@@ -5,7 +5,7 @@ every process of a queue was killed, the last one perhaps while it removed this,
 next queue that this user makes.
 """
 
-from __future__ import annotations
+# Annotations are evaluated; `_protocols` says why.
 
 import errno
 import os
@@ -59,7 +59,7 @@ def lock_name(address: Address) -> str:
     return f"{address.path}/mutex"
 
 
-def make_directory(context: Context | None) -> Address:
+def make_directory(context: "Context | None") -> Address:
     """A new directory with its cells, and new semaphores. Raises OSError if there is no room."""
     semlock, package = parts(context)
     _sweep(semlock)
@@ -88,7 +88,7 @@ def make_directory(context: Context | None) -> Address:
     return address
 
 
-def parts(context: Context | None) -> tuple[type[SemLock], str]:
+def parts(context: "Context | None") -> tuple[type[SemLock], str]:
     """The C type of the context's locks, and the package that it belongs to."""
     if context is None:
         import multiprocessing

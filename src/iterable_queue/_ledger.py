@@ -68,7 +68,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from functools import lru_cache
 from queue import Empty
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
@@ -977,8 +976,7 @@ class Ledger:
         if head[STATE] & (CANCELLED | BROKEN):
             return
         if packed is not None:
-            with suppress(OSError):  # the disk is full: nobody will know why
-                self._runtime.errors.set_reason(packed)
+            self._set_reason(packed)
         head[STATE] |= CANCELLED | CLOSED
         self._drop_all()
         self._wake_everybody()
@@ -1042,9 +1040,14 @@ class Ledger:
         It is a store of a bit that is never taken back, made by as many as find out.
         """
         if not self.head[STATE] & BROKEN:
-            with suppress(OSError):
-                self._runtime.errors.set_reason(packed)
+            self._set_reason(packed)
             self.head[STATE] |= BROKEN
+
+    def _set_reason(self, packed: object) -> None:
+        try:
+            self._runtime.errors.set_reason(packed)
+        except OSError:
+            return  # the disk is full: nobody will know why
 
     def set_blocked(self, slot: int, number: int, count: int) -> None:
         """How many threads wait in a call of this endpoint: for `statistics` and `explain`.
