@@ -541,7 +541,7 @@ def _count_core(core: Any, meter: Meter) -> None:
     core.log._kept.clear()
     if hasattr(core.log, "_gate"):
         core.log._gate = _fence.gate
-    core.locks = (runtime.trylock,) * core.spins + (runtime.lock,)
+    core.locks = core.put_locks = (runtime.trylock,) * core.spins + (runtime.lock,)
     for endpoint in list(core.endpoints):
         endpoint._head = runtime.head
         endpoint._locks = core.locks

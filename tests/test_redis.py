@@ -38,7 +38,10 @@ from iterable_queue import (
     QueueClosed,
 )
 from iterable_queue._cells import FORKED
+from iterable_queue._channel import Hand
+from iterable_queue._channels.redis.channel import RedisChannel
 from iterable_queue._channels.redis.claims import FEW_TIMES, IN_VAIN, NOT_AGAIN, Own
+from iterable_queue._channels.redis.ledger import CLAIM_MOST, CLAIM_NS
 from tests import actors
 from tests.conftest import FORKS, Processes, wait_until
 from tests.redis_server import (
@@ -1016,6 +1019,22 @@ def test_a_consumer_asks_later_as_long_as_it_finds_more_by_that() -> None:
     assert not claims(*[1] * IN_VAIN), "it has not found more for some time"
     assert not claims(*[1] * (NOT_AGAIN + FEW_TIMES - 1)), "so it asks at once, for a while"
     assert claims(1)
+
+
+def test_a_consumer_that_asks_later_claims_what_it_works_through_meanwhile() -> None:
+    """Its pace is not that of those who put: the claim after one of one item may be large."""
+    own = Own(0)
+    own.gathers = True
+    hand = Hand(RedisChannel(), True)
+    hand.pace = 8
+    for pace in (16, 32, 40):  # never more than twice as many as before, nor than in 2 ms
+        now = time.monotonic_ns()
+        claimed = now - 50_000
+        hand.since, hand.size = claimed, 1  # it has worked on one item for as long
+        own.gather(hand, now)
+        slept = hand.since - claimed
+        assert slept > 0.9e6, "it asks a millisecond after its last claim"
+        assert hand.pace_at(now + slept, CLAIM_NS, CLAIM_MOST) == pace
 
 
 def test_importing_the_package_imports_no_client() -> None:

@@ -252,6 +252,8 @@ class Core:
         self.elsewhere: bool = False
         self.locks: tuple[Lock, ...] = (runtime.trylock,) * self.spins + (runtime.lock,)
         """With which a call without a time-out tries by itself, before it is one that waits."""
+        self.put_locks = self.locks
+        """The same, for `put`."""
         self._nameless_at = 0.0
         """When the lock was last found busy with nobody's name on it, and not had since."""
         self.endpoints: WeakSet[Endpoint] = self.endpoint_set()

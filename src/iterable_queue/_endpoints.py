@@ -554,7 +554,7 @@ class _Putting(Endpoint, Generic[T]):
         payload, tag = self._pack(item)
         self._ledger.cells[self._stamp_at] = self._now()
         if deadline is None:
-            for lock in self._locks:
+            for lock in self._core.put_locks:
                 try:
                     with lock:
                         # Another thread may have closed it since, and its slot be another's now.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from iterable_queue._channel import ENTRY_BYTES, Hand
 from iterable_queue._channels.redis.calls import KEEP, QUIET
 from iterable_queue._channels.redis.link import BRIEFLY_S, LOOP_S, Late
-from iterable_queue._clock import monotonic
+from iterable_queue._clock import monotonic, monotonic_ns
 from iterable_queue._core import IN_LOOP
 from iterable_queue._runtime import is_lock_busy
 
@@ -187,7 +187,12 @@ class Own:
     def gather(self, hand: Hand, now_ns: int) -> None:
         """Give those who put some time, if it is worth it. Called without the lock."""
         if self.gathers:
-            time.sleep(max(GATHER_S - (now_ns - hand.since) / 1e9, 0.0))
+            left_s = GATHER_S - (now_ns - hand.since) / 1e9
+            if left_s > 0.0:
+                time.sleep(left_s)
+                # It was no work on what it had: or the next claim would be no larger than what
+                # comes meanwhile, and after a pause of those who put it would stay at one.
+                hand.since += monotonic_ns() - now_ns
             self._has_gathered = True
 
     def learn(self, count: int, limit: int) -> None:

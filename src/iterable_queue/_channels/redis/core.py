@@ -104,7 +104,7 @@ class RedisCore(Core):
         self.ledger = ledger
         self._redis_runtime = runtime
         runtime.show = ledger.report_blocked
-        self.locks = ()
+        self.locks = self.put_locks = ()
         self.settings = settings
         self.dumps, self.loads = sealer.dumps, sealer.loads
         sealer.refused = partial(_tell_of_refused, weakref.ref(self))
@@ -180,6 +180,8 @@ class RedisCore(Core):
                 f"{link.address} has items that are {as_text(how)}, not {self.settings.format}"
             )
         head[MAXSIZE], head[STATE], head[cells_.REDELIVER] = map(int, (maxsize, state, deliveries))
+        if not head[MAXSIZE]:
+            self.put_locks = (self.runtime.lock,)  # none waits, so none has to tell the server so
         self._maker = int(pid), as_text(host)
         self.ledger.made_at = as_text(site)
         self.made = bool(answer[1])
