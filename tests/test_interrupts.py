@@ -27,6 +27,10 @@ import pytest
 
 import iterable_queue
 from iterable_queue import Done, EndpointElsewhere, IterableQueue, Producer, ProducerFailed
+from iterable_queue._cells import CONSUMERS, FAILED, PRODUCERS
+from iterable_queue._core import leave_dropped
+from iterable_queue._liveness import is_held
+from iterable_queue._shared import SharedCore
 from tests.conftest import wait_until
 from tests.redis_server import Server, redis, running
 
@@ -49,17 +53,22 @@ class Interrupted(BaseException):
 def interrupt(at: int, call: Callable[[], object], places: str | tuple[str, ...] = PACKAGE) -> bool:
     """Call, and raise at the *at*-th place where a handler might. False: it has no so many.
 
-    Places are in the code below these directories.
+    Places are in the code below these directories, but for the very entry of what is called when
+    a process's part in a queue is dropped.
     """
     left = at
 
     def handler(frame: FrameType, event: str, arg: object) -> None:
         nonlocal left
-        if event in ("call", "c_return") and frame.f_code.co_filename.startswith(places):
+        code = frame.f_code
+        if event not in ("call", "c_return") or not code.co_filename.startswith(places):
+            return
+        if event == "c_return" or code is not leave_dropped.__code__:
             left -= 1
             if left == 0:
                 raise Interrupted
 
+    gc.disable()  # or what earlier calls left to the collector would have places as well
     # CPython turns profiling off where its function raises.
     sys.setprofile(handler)
     try:
@@ -68,6 +77,7 @@ def interrupt(at: int, call: Callable[[], object], places: str | tuple[str, ...]
         return True
     finally:
         sys.setprofile(None)
+        gc.enable()
     return left <= 0  # in a `__del__`, say, where it went no further
 
 
@@ -305,6 +315,46 @@ def test_unpickling_is_cut_short_anywhere(kept: bool) -> None:
     assert at > 10
 
 
+def test_leaving_a_queue_is_cut_short_anywhere() -> None:
+    """By the last reference to it in a process, while others take part. They are not kept waiting,
+    and whoever goes last removes the directory."""
+    at, more = 0, True
+    while more:
+        at += 1
+        iq: Any = IterableQueue[int]()
+        address = iq._core.address
+        other = SharedCore(address)
+        other.register()
+        held = [iq.get_producer(), iq.get_consumer(), iq]
+        held[0].put(1)
+        assert held[1].get() == 1
+        for _ in range(4):  # as for children, and by a parent
+            iq._core.transact(iq._core._add_lineage)
+        iq._core._inherited += (iq._core._lineages.popitem()[1], iq._core._lineages.popitem()[1])
+        del iq
+        more = interrupt(at, held.clear)
+        locks = [f"{address.path}/l{n}" for n in (1, 2, 3, 4)]
+        assert [path for path in locks if is_held(path)] == [], at
+        head = other.ledger.head
+        other._looked_at = -1e9
+        other.look(WAIT_S)
+        assert (head[PRODUCERS], head[CONSUMERS], head[FAILED]) == (0, 0, 1), at
+        other.leave("returned")
+        assert not os.path.exists(address.path), at
+    assert at > 100
+
+
+def test_leaving_as_the_last_is_cut_short_anywhere() -> None:
+    at, more = 0, True
+    while more:
+        at += 1
+        held: Any = [IterableQueue[int]()]
+        path = held[0]._core.address.path
+        more = interrupt(at, held.clear)
+        assert not os.path.exists(path), at
+    assert at > 100
+
+
 @pytest.mark.parametrize("kind", QUEUES)
 def test_the_collector_leaves_endpoints_to_finalizers(kind: str) -> None:
     """What is called of weak references, it calls before any `__del__`, which may use them."""
@@ -358,3 +408,23 @@ def test_a_call_over_redis_is_cut_short_anywhere(call: str, server: Server) -> N
         call,
         partial(interrupt, places=places),
     )
+
+
+def test_leaving_a_server_is_cut_short_anywhere(server: Server) -> None:
+    """It is told, or the connections are gone by which this process would seem to live."""
+    at, more = 0, True
+    with redis.Redis.from_url(server.url) as client:
+        while more:
+            at += 1
+            iq: Any = IterableQueue[int].connect(server.url, name=f"left-{at}", keep_s=60)
+            held = [iq.get_producer(), iq.get_consumer(), iq]
+            held[0].put(1)
+            assert held[1].get() == 1
+            del iq
+            more = interrupt(at, held.clear)
+            wait_until(
+                lambda at=at: client.zcard(f"iq:{{left-{at}}}:beats") == 0,  # type: ignore[misc]
+                f"told, though cut short at {at}",
+                WAIT_S,
+            )
+    assert at > 100

@@ -245,6 +245,10 @@ class Core:
     """For how long a coroutine that has no time-out tries that, in seconds."""
     queue_slot = 2
     """The slot of the queue itself: the second to be opened, after that of its maker's process."""
+    _left = True
+    """Whether `leave` has begun, or there is nothing to leave, or not yet."""
+    _was = 0
+    """Of a process that leaves: its slot."""
 
     def __init__(self, runtime: Runtime, ledger: Ledger) -> None:
         self.runtime = runtime
@@ -831,7 +835,24 @@ class Core:
             self.watcher(target)
 
     def leave(self, how: str, cause: BaseException | None = None) -> None:
-        """This process ends: what other processes should know of that."""
+        """This process takes part no more: it ends, or nothing in it refers to the queue."""
+        if self._left:
+            return
+        # Together.
+        self._left = True
+        self._was = self.ledger.me
+        try:
+            _forks.undisturbed(self._leave_now, how, cause)
+        except BaseException:
+            # A signal handler raised. While this process lives, nobody else would do the rest.
+            _forks.undisturbed(self._leave_now, how, cause)
+            raise
+
+    def _leave_now(self, how: str, cause: BaseException | None) -> None:
+        """Tell the others, and let go of what outlives this object: what of it is still to be done.
+
+        Its steps are such that each may be the last one before this is called again.
+        """
 
     def reduce(self, target: object, slot: int, number: int) -> tuple[Any, ...]:
         """What `__reduce__` returns."""
@@ -839,6 +860,16 @@ class Core:
             f"{target!r} is for the threads of one process and can't be pickled; make the queue "
             "with IterableQueue() to share it with other processes"
         )
+
+
+def leave_dropped(core: Core) -> None:
+    """`__del__` of what something outlives."""
+    how = "was dropped without close()"
+    try:
+        core.leave(how)
+    except BaseException:
+        core.leave(how)  # where an interrupt came before it had begun
+        raise
 
 
 def unpickled(

@@ -890,11 +890,12 @@ class Ledger:
                 self.cells[other + MAKER] = 0
             if view.road == slot:
                 self.cells[other + ROAD] = 0
+        if self.head[HANDLE] == slot:
+            self.no_more_consumers()
+        # Together.
         self.cells[base + KIND] = FREE
         self.cells[base + NEXT] = self.head[FREE_SLOT]
         self.head[FREE_SLOT] = slot
-        if self.head[HANDLE] == slot:
-            self.no_more_consumers()
 
     def fail(self, slot: int, number: int, packed: object) -> bool:
         """Close the endpoint as failed, with an error that `ErrorStore.pack` made."""

@@ -73,7 +73,7 @@ from iterable_queue._cells import (
 from iterable_queue._channel import Hand
 from iterable_queue._channels.log import LogChannel, reserve
 from iterable_queue._clock import monotonic
-from iterable_queue._core import BRIEFLY_S, Core, stays_here, unpickled
+from iterable_queue._core import BRIEFLY_S, Core, leave_dropped, stays_here, unpickled
 from iterable_queue._directory import Address, make_directory, remove
 from iterable_queue._errors import (
     ChannelBroken,
@@ -157,6 +157,8 @@ class SharedCore(Core):
         """Numbers of those closed here, whose files may go once nobody else holds them."""
         self._inherited: list[int] = []
         """Descriptors of such locks that this process got from its parent."""
+        self._is_last = False
+        """This process has left, and no other takes part."""
         self._left = False
         self._begun = False
         self._looked_at = 0.0
@@ -655,20 +657,13 @@ class SharedCore(Core):
 
     # -- leaving ---------------------------------------------------------------------------------
 
-    def leave(self, how: str, cause: BaseException | None = None) -> None:
-        """This process takes part no more: it ends, or nothing in it refers to the queue.
-
-        The lock is waited for during `LEAVE_SLICES`. Without it this process just goes, and the
-        others find its endpoints as those of a dead process.
-        """
-        _forks.undisturbed(self._leave_now, how, cause)
-
     def _leave_now(self, how: str, cause: BaseException | None) -> None:
-        if self._left:
-            return
-        self._left = True
-        last = False
-        takes_part = self.ledger.me or self._inherited
+        """The lock is waited for during `LEAVE_SLICES`.
+
+        Without it this process just goes, and the others find its endpoints as those of a dead
+        process.
+        """
+        takes_part = (self._was or self._inherited) and not self._is_last
         # First: other threads may still use endpoints whose slots and lanes others get next.
         for endpoint in _forks.members_of(self.endpoints):
             endpoint.forget()
@@ -676,7 +671,7 @@ class SharedCore(Core):
             try:
                 with self.runtime.lock:
                     self._check_directory()
-                    last = self.ledger.transact(self._leave, how, cause)
+                    self.ledger.transact(self._leave, how, cause)
             except KeyError as error:
                 busy = error
             except (WouldDeadlock, ChannelBroken):
@@ -694,12 +689,12 @@ class SharedCore(Core):
         life, self._life = self._life, -1
         if life >= 0:
             os.close(life)
-        if last or (self.ledger.head[STATE] & BROKEN and not self._others()):
+        if self._is_last or (self.ledger.head[STATE] & BROKEN and not self._others()):
             remove(self.address)
 
-    def _leave(self, how: str, cause: BaseException | None) -> bool:
-        """Called with the lock held. True: nobody else takes part, nor can."""
-        ledger, me = self.ledger, self.ledger.me
+    def _leave(self, how: str, cause: BaseException | None) -> None:
+        """Called with the lock held."""
+        ledger, me = self.ledger, self._was
         for view in ledger.views(PRODUCER, CONSUMER, WORKER, QUEUE):
             if not self.is_mine(view):
                 continue
@@ -709,23 +704,31 @@ class SharedCore(Core):
             elif not view.flags & (SENT | FORKED):
                 ledger.close(view.slot, view.number)
             self._unlink(self._name("h", view.slot))
-        if me:
+        pid = os.getpid()
+        base = me * SLOT_SIZE
+        if me and ledger.cells[base] == PROCESS and ledger.cells[base + NUMBER] == pid:
+            # Together. First: nothing may be taken for this process's once the slot is another's.
+            ledger.head[HOLDER] = -pid  # or a call nested in this would take it for dead
+            ledger.me = 0
             # Its file stays, locked until the lock is free again: this process is still inside.
             ledger.release_process(me)
-            ledger.head[HOLDER] = -os.getpid()  # or a call nested in this would take it for dead
-            ledger.me = 0
         self._let_go()  # within the lock, or two that leave at once would wait for each other
-        last = not self._others()
-        if last:
+        if not self._others():
+            # Together.
             ledger.head[REMOVED] = 1
-        return last
+            self._is_last = True
 
     def _let_go(self) -> None:
         """Close the locks that say that copies of something may be held here."""
-        for fd in (*self._lineages.values(), *self._inherited):
+        for number in list(self._lineages):
+            # Together, and so below: what is closed twice may be another's by then.
+            fd = self._lineages[number]
+            del self._lineages[number]
             os.close(fd)
-        self._lineages.clear()
-        self._inherited.clear()
+        while self._inherited:
+            fd = self._inherited[-1]
+            del self._inherited[-1]
+            os.close(fd)
 
     def _others(self) -> bool:
         """Whether another process takes part, or may hold a copy of something."""
@@ -738,10 +741,7 @@ class SharedCore(Core):
             return False
         return any(is_held(f"{self.address.path}/{name}") for name in names if name.startswith("l"))
 
-    def __del__(self) -> None:
-        if getattr(self, "_left", True):
-            return
-        self.leave("was dropped without close()")
+    __del__ = leave_dropped
 
 
 class _Leases:

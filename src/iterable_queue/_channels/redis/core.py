@@ -60,7 +60,7 @@ from iterable_queue._channels.redis.runtime import RedisRuntime
 from iterable_queue._channels.redis.sealer import Sealer
 from iterable_queue._channels.redis.settings import Address, Options, Settings
 from iterable_queue._clock import monotonic
-from iterable_queue._core import Core, Mark, stays_here
+from iterable_queue._core import Core, Mark, leave_dropped, stays_here
 from iterable_queue._errors import ChannelBroken, EndpointElsewhere, WouldDeadlock
 from iterable_queue._exits import install_exit_hooks, watch
 from iterable_queue._liveness import how_it_ended
@@ -779,14 +779,7 @@ class RedisCore(Core):
 
     # -- leaving ---------------------------------------------------------------------------------
 
-    def leave(self, how: str, cause: BaseException | None = None) -> None:
-        """This process takes part no more: it ends, or nothing in it refers to the queue."""
-        _forks.undisturbed(self._leave_now, how, cause)
-
     def _leave_now(self, how: str, cause: BaseException | None) -> None:
-        if self._left:
-            return
-        self._left = True
         self.ledger.keep_hands()  # which say what was handed out
         for endpoint in _forks.members_of(self.endpoints):
             endpoint.forget()
@@ -799,9 +792,9 @@ class RedisCore(Core):
                     self.link.until(monotonic() + LEAVE_S, transact)
         except Exception:
             pass  # the others find out when it is not heard any more
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            listener.stop()
+        if self._listener is not None:
+            self._listener.stop()
+            self._listener = None
         self.link.drop()
         for launch in self._late:
             launch.close()
@@ -827,10 +820,7 @@ class RedisCore(Core):
                 self.link.call(DEAD, client, self._how_ended(pid))
         self.link.call(BYE, how)
 
-    def __del__(self) -> None:
-        if getattr(self, "_left", True):
-            return
-        self.leave("was dropped without close()")
+    __del__ = leave_dropped
 
 
 def _tell_of_refused(reference: weakref.ref[RedisCore]) -> None:
