@@ -87,6 +87,7 @@ CELLS = {"head", "_head", "cells", "_view", "map"}
 OWN = {
     "_attached",
     "_heads",
+    "_inherited",
     "_launching",
     "_lineages",
     "_sleepers",
