@@ -247,8 +247,6 @@ class Core:
     """The slot of the queue itself: the second to be opened, after that of its maker's process."""
     _left = True
     """Whether `leave` has begun, or there is nothing to leave, or not yet."""
-    _was = 0
-    """Of a process that leaves: its slot."""
 
     def __init__(self, runtime: Runtime, ledger: Ledger) -> None:
         self.runtime = runtime
@@ -836,17 +834,16 @@ class Core:
 
     def leave(self, how: str, cause: BaseException | None = None) -> None:
         """This process takes part no more: it ends, or nothing in it refers to the queue."""
-        if self._left:
-            return
-        # Together.
-        self._left = True
-        self._was = self.ledger.me
         try:
-            _forks.undisturbed(self._leave_now, how, cause)
+            _forks.undisturbed(self._leave_once, how, cause)
         except BaseException:
             # A signal handler raised. While this process lives, nobody else would do the rest.
             _forks.undisturbed(self._leave_now, how, cause)
             raise
+
+    def _leave_once(self, how: str, cause: BaseException | None) -> None:
+        if not self._left:
+            self._leave_now(how, cause)
 
     def _leave_now(self, how: str, cause: BaseException | None) -> None:
         """Tell the others, and let go of what outlives this object: what of it is still to be done.

@@ -157,8 +157,12 @@ class SharedCore(Core):
         """Numbers of those closed here, whose files may go once nobody else holds them."""
         self._inherited: list[int] = []
         """Descriptors of such locks that this process got from its parent."""
+        self._took_part = False
+        """Of a process that leaves: it took part, or what it inherited did."""
+        self._was = 0
+        """Its slot, until that is free."""
         self._is_last = False
-        """This process has left, and no other takes part."""
+        """It has left, and no other takes part."""
         self._left = False
         self._begun = False
         self._looked_at = 0.0
@@ -663,11 +667,14 @@ class SharedCore(Core):
         Without it this process just goes, and the others find its endpoints as those of a dead
         process.
         """
-        takes_part = (self._was or self._inherited) and not self._is_last
+        # Together.
+        self._left = True
+        if self.ledger.me or self._inherited:
+            self._took_part = True
         # First: other threads may still use endpoints whose slots and lanes others get next.
         for endpoint in _forks.members_of(self.endpoints):
             endpoint.forget()
-        for _ in range(LEAVE_SLICES if takes_part else 0):
+        for _ in range(LEAVE_SLICES if self._took_part and not self._is_last else 0):
             try:
                 with self.runtime.lock:
                     self._check_directory()
@@ -694,7 +701,7 @@ class SharedCore(Core):
 
     def _leave(self, how: str, cause: BaseException | None) -> None:
         """Called with the lock held."""
-        ledger, me = self.ledger, self._was
+        ledger, me = self.ledger, self.ledger.me
         for view in ledger.views(PRODUCER, CONSUMER, WORKER, QUEUE):
             if not self.is_mine(view):
                 continue
@@ -705,13 +712,15 @@ class SharedCore(Core):
                 ledger.close(view.slot, view.number)
             self._unlink(self._name("h", view.slot))
         pid = os.getpid()
-        base = me * SLOT_SIZE
-        if me and ledger.cells[base] == PROCESS and ledger.cells[base + NUMBER] == pid:
+        if me:
             # Together. First: nothing may be taken for this process's once the slot is another's.
+            self._was = me
             ledger.head[HOLDER] = -pid  # or a call nested in this would take it for dead
             ledger.me = 0
+        if self._was:
             # Its file stays, locked until the lock is free again: this process is still inside.
-            ledger.release_process(me)
+            ledger.release_process(self._was)
+            self._was = 0  # together with the last stores of that: no call between them
         self._let_go()  # within the lock, or two that leave at once would wait for each other
         if not self._others():
             # Together.

@@ -780,6 +780,7 @@ class RedisCore(Core):
     # -- leaving ---------------------------------------------------------------------------------
 
     def _leave_now(self, how: str, cause: BaseException | None) -> None:
+        self._left = True
         self.ledger.keep_hands()  # which say what was handed out
         for endpoint in _forks.members_of(self.endpoints):
             endpoint.forget()
