@@ -31,6 +31,7 @@ def connect(settings: Settings, options: Options, site: str) -> tuple[RedisCore,
     core = _attached.get(place)
     if core is not None and core.can_go_on():
         try:
+            core.check_here()  # in a forked child, to join by itself is a transition of its own
             core.transact(core.join_again, settings, options)
             return core, False
         except ChannelBroken:

@@ -275,7 +275,6 @@ class RedisCore(Core):
         The server compares what it knows, and lets the longest times count, as for any who joins.
         It notes the further handle: to drop one of several does not close the queue.
         """
-        self.check_here()
         had = self.settings
         for name, is_same, value in (
             ("serializer", settings.is_read_like(had), "other functions"),
