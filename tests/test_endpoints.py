@@ -647,7 +647,7 @@ def test_another_thread_closes_it_just_before_a_put(make: Make, kind: str) -> No
     if kind == "worker":
         assert out.get() == 1
         out.put(1)
-    out._locks = (Closing(out._locks[-1], out),)
+    out._locks = out._core.put_locks = (Closing(out._locks[-1], out),)
     with pytest.raises(ProducerClosed, match="closed"):
         out.put(2)
     assert list(source) == [1]

@@ -42,6 +42,7 @@ from iterable_queue._channel import Hand
 from iterable_queue._channels.redis.channel import RedisChannel
 from iterable_queue._channels.redis.claims import FEW_TIMES, IN_VAIN, NOT_AGAIN, Own
 from iterable_queue._channels.redis.ledger import CLAIM_MOST, CLAIM_NS
+from iterable_queue._channels.redis.link import look_out
 from tests import actors
 from tests.conftest import FORKS, Processes, wait_until
 from tests.redis_server import (
@@ -943,6 +944,22 @@ def test_forks_cost_as_many_calls_as_there_are_processes(
 
 
 @FORKS
+def test_a_forked_child_connects_by_the_same_name(server: Server, processes: Processes) -> None:
+    """It has the queue from its parent, but takes part by itself."""
+    iq = server.connect(name="jobs")
+    source = iq.get_consumer()
+
+    def child() -> None:
+        with server.connect(name="jobs").get_producer() as out:
+            out.put(os.getpid())
+
+    started = [processes.start(get_context("fork").Process(target=child)) for _ in range(2)]
+    assert {source.get(timeout=20) for _ in started} == {p.pid for p in started}
+    iq.close()
+    assert list(source) == []
+
+
+@FORKS
 def test_what_a_fork_may_have_taken_along_is_marked_once(server: Server) -> None:
     iq = server.connect()
     kept = [iq.get_producer() for _ in range(10)]
@@ -1035,6 +1052,22 @@ def test_a_consumer_that_asks_later_claims_what_it_works_through_meanwhile() -> 
         slept = hand.since - claimed
         assert slept > 0.9e6, "it asks a millisecond after its last claim"
         assert hand.pace_at(now + slept, CLAIM_NS, CLAIM_MOST) == pace
+
+
+def test_looking_out_for_an_answer_ends() -> None:
+    out, into = os.pipe()
+    try:
+        look_out(out, 0.001)  # nothing comes
+        wait = threading.Thread(target=look_out, args=(out, 60.0), daemon=True)
+        wait.start()
+        os.write(into, b"x")
+        wait.join(20)
+        assert not wait.is_alive()
+        assert os.read(out, 9) == b"x", "it only looks"
+        look_out(-1, 60.0)  # there is no connection
+    finally:
+        os.close(out)
+        os.close(into)
 
 
 def test_importing_the_package_imports_no_client() -> None:
