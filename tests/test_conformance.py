@@ -546,6 +546,14 @@ class StaysOpen(Wrapper):
         pass
 
 
+class LooksBeforeItEnters(Wrapper):
+    """Of a cancelled queue it can't be entered."""
+
+    def __enter__(self) -> Self:
+        self.inner.clone().close()
+        return super().__enter__()
+
+
 class FailsSilently(Wrapper):
     """A failure looks like a close."""
 
@@ -877,6 +885,10 @@ WRONG: list[tuple[Any, tuple[str, ...]]] = [
     ),
     (JoinsWithItemsInHand, ("join_waits_for_the_last_item_to_be_finished",)),
     (CancelsHalf, ("cancel_stops_what_comes_later",)),
+    (
+        WrongQueue.with_(producer=LooksBeforeItEnters),
+        ("who_comes_after_a_cancel_is_told_by_its_calls",),
+    ),
     (CancelsWithoutReason, ("cancel_stops_what_comes_later", "cancel_wakes_everybody")),
     (OpensAfterClose, ("no_producers_after_close",)),
     (CountsLate, ("statistics_count", "an_item_is_there_when_put_returns")),

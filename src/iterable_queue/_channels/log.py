@@ -638,9 +638,9 @@ class LogChannel:
     # -- writing ---------------------------------------------------------------------------------
 
     def lane(self, slot: int, number: int) -> Lane | None:
-        """A lane for the producer in *slot*; None: all goes to lane 0."""
-        if not self.lockless:
-            return None
+        """A lane for the producer in *slot*; None: its puts take the lock, and go to lane 0."""
+        if not self.lockless or self._head[STATE] & CANCELLED:
+            return None  # of a cancelled queue the segments have gone: a put says so, not this
         assert self._fences is not None
         self.roll()
         ledger = self._ledger

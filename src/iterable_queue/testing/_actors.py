@@ -181,6 +181,16 @@ def fail_within_with(role: Role, out: Producer[Any], items: Iterable[Any]) -> No
         raise LookupError("the source ran dry")
 
 
+def told_within(role: Role, endpoint: Any, call: str, *args: Any) -> str:
+    """Make a call within `with`; returns the name of what that call raised, and "" for nothing."""
+    with endpoint:
+        try:
+            getattr(endpoint, call)(*args)
+        except Exception as error:
+            return type(error).__name__
+    return ""
+
+
 # Consuming
 
 

@@ -265,6 +265,18 @@ def cancel_stops_what_comes_later(stage: Stage) -> None:
 
 
 @promise
+def who_comes_after_a_cancel_is_told_by_its_calls(stage: Stage) -> None:
+    """A process that is late enters its endpoint as ever, and the first call raises Cancelled."""
+    iq = stage.make()
+    before, out, source = iq.get_producer(), iq.get_producer(), iq.get_consumer()
+    stage.start(_actors.produce, before, ["dropped"]).result()
+    iq.cancel(LookupError("that will do"))
+    for endpoint, call in ((out, "put"), (source, "get")):
+        late = stage.start(_actors.told_within, endpoint, call, *["item"] * (call == "put"))
+        same(late.result(), "Cancelled", f"what {call}() raised within `with`")
+
+
+@promise
 def join_waits_for_the_last_item_to_be_finished(stage: Stage) -> None:
     """In hand is an item until its thread's next get, or the close; join() waits for that."""
     iq = stage.make()
