@@ -7,7 +7,8 @@ On the machine that has the list of files, and on any number of machines that ca
 
 The first prints what `sha256sum` prints, sorted by path. Start it first: whoever makes a queue
 counts as one of its producers until the queue is closed, and must live until then. The others may
-be started at any time while it runs, and may be killed: what one had in hand goes to another.
+be started at any time while it runs, and may be killed: what one had in hand goes to another. One
+that comes too late says so.
 """
 
 from __future__ import annotations
@@ -20,17 +21,21 @@ from collections.abc import Iterator
 from multiprocessing import Process
 from threading import Thread
 
-from iterable_queue import Consumer, IterableQueue, Producer, ProducerFailed
+from iterable_queue import Consumer, IterableQueue, Producer, ProducerFailed, QueueClosed
 
 Result = tuple[str, str]
 
 
-def paths_on(server: str) -> IterableQueue[str]:
-    return IterableQueue[str].connect(server, name="hash-tree-paths", maxsize=1000, redeliver=True)
+def paths_on(server: str, *, create: bool) -> IterableQueue[str]:
+    return IterableQueue[str].connect(
+        server, name="hash-tree-paths", maxsize=1000, redeliver=True, create=create
+    )
 
 
-def results_on(server: str) -> IterableQueue[Result]:
-    return IterableQueue[Result].connect(server, name="hash-tree-results", maxsize=1000)
+def results_on(server: str, *, create: bool) -> IterableQueue[Result]:
+    return IterableQueue[Result].connect(
+        server, name="hash-tree-results", maxsize=1000, create=create
+    )
 
 
 def files_below(directory: str) -> Iterator[str]:
@@ -56,8 +61,8 @@ def close_when_done(paths: IterableQueue[str], results: IterableQueue[Result]) -
 
 
 def print_sums(server: str, directory: str) -> None:
-    results = results_on(server)
-    with paths_on(server) as paths:
+    results = results_on(server, create=True)
+    with paths_on(server, create=True) as paths:
         lister = Process(target=put_paths, args=(paths.get_producer(), directory))
         lister.start()
     closing = Thread(target=close_when_done, args=(paths, results))
@@ -84,11 +89,16 @@ def hash_files(source: Consumer[str], out: Producer[Result]) -> None:
 
 def start_hashing(server: str, number: int) -> int:
     """Returns the exit status: 1 if one of the processes has failed or was killed."""
-    paths, results = paths_on(server), results_on(server)
-    processes = [
-        Process(target=hash_files, args=(paths.get_consumer(), results.get_producer()))
-        for _ in range(number)
-    ]
+    try:
+        # A queue of their own would be one to which nobody puts: they would wait for ever.
+        paths, results = paths_on(server, create=False), results_on(server, create=False)
+        processes = [
+            Process(target=hash_files, args=(paths.get_consumer(), results.get_producer()))
+            for _ in range(number)
+        ]
+    except QueueClosed as error:
+        print(f"nothing to do: {error}", file=sys.stderr)
+        return 0
     for process in processes:
         process.start()
     for process in processes:

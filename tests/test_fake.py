@@ -1186,8 +1186,16 @@ def test_fakes_by_name_take_the_arguments_of_connect() -> None:
     connect: Any = partial(fakes.connect, "redis://nowhere", name="q")
     real, fake = map(inspect.signature, (IterableQueue[Any].connect, fakes.connect))
     assert list(fake.parameters.values()) == list(real.parameters.values())
+    with pytest.raises(QueueClosed, match="there is no queue 'q', and create=False makes none"):
+        connect(create=False)
     made = connect(maxsize=2, max_deliveries=2, sign="key")
-    for same in ({}, {"maxsize": 2}, {"on_failure": "raise"}, {"max_deliveries": 2}):
+    for same in (
+        {},
+        {"maxsize": 2},
+        {"on_failure": "raise"},
+        {"max_deliveries": 2},
+        {"create": False},
+    ):
         assert connect(sign="key", **same) is made
     for option, other in {"maxsize": 3, "on_failure": "cancel", "redeliver": False}.items():
         with pytest.raises(ValueError, match=f"^{option}: the queue 'q' exists already, with "):

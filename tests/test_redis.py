@@ -159,6 +159,36 @@ def test_who_has_made_a_queue_is_told_so_when_it_asks_again(server: Server) -> N
         assert (one.ledger.me, one.made) == (client, made)
 
 
+def test_one_that_only_joins_makes_none(server: Server) -> None:
+    for _ in range(2):
+        with pytest.raises(QueueClosed, match=r"no queue 'jobs' on the server at .* create=False"):
+            server.connect(name="jobs", create=False)
+    assert server.names() == []
+    made = server.connect(name="jobs", maxsize=3)
+    out = made.get_producer()
+    for url in (server.url, f"{server.url}?db=0"):  # this process takes part by it, or not yet
+        joined = server.connect(name="jobs", create=False, url=url)
+        out.put(1)
+        with joined.get_consumer() as source:
+            assert source.get(timeout=20) == 1
+        with pytest.raises(ValueError, match=r"^maxsize: .* with 3"):
+            server.connect(name="jobs", create=False, maxsize=4, url=url)
+        del joined
+    made.cancel()
+
+
+def test_one_that_only_joins_makes_none_where_one_was(server: Server) -> None:
+    """Not for what is left of one that is over, and not after its keys were lost."""
+    iq = server.connect(name="jobs")
+    with server.client() as client:
+        client.flushall()
+    with pytest.raises(QueueClosed, match="no queue 'jobs'"):
+        server.connect(name="jobs", create=False)
+    del iq
+    gc.collect()
+    assert server.names() == []
+
+
 def made_anew() -> Callable[[bytes], Any]:
     return lambda data: json.loads(data)  # noqa: PLW0108
 
@@ -226,6 +256,7 @@ def test_wrong_arguments_raise_at_once() -> None:
         (TypeError, "server must be a URL, or a function that returns a client", {"server": 3}),
         (TypeError, "server() must return a redis.Redis or RedisCluster, not 3", {"server": three}),
         (TypeError, "keep_s must be a number of seconds", {"keep_s": "1"}),
+        (TypeError, "create must be True or False, not 'no'", {"create": "no"}),
         (ValueError, "keep_s must be more than expiry_s=15, not 1.0", {"keep_s": 1.0}),
         (
             ValueError,
@@ -923,6 +954,23 @@ def test_the_example_tells_of_processes_that_failed(
     assert (results.qsize() == 1) is is_there
     source.close()
     results.cancel()
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_the_example_says_that_it_comes_too_late(server: Server, is_there: bool) -> None:
+    """A pool that was started when all was done, or is gone already, does not wait for ever."""
+    left: list[IterableQueue[Any]] = []
+    if is_there:
+        for name, redeliver in (("hash-tree-paths", True), ("hash-tree-results", False)):
+            left.append(server.connect(name=name, maxsize=1000, redeliver=redeliver))
+            left[-1].close()
+    names = server.names()
+    command = [sys.executable, str(EXAMPLE), server.url, "hash", "--processes=1"]
+    done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True, timeout=40)
+    said = "no new producer" if is_there else "there is no queue 'hash-tree-paths' on the server"
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith(f"nothing to do: {said}")
+    assert is_there or names == server.names() == []
 
 
 @FORKS

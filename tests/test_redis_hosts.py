@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from iterable_queue import ProducerFailed
+from iterable_queue import IterableQueue, ProducerFailed
 from tests.conftest import Processes, wait_until
 from tests.redis_server import Server, need_redis, running
 
@@ -100,6 +102,10 @@ def url(hosts: Hosts, server: Server, n: int) -> str:
     return f"redis://{hosts.addresses[n]}:{server.port}/0"
 
 
+def has_both_pools(paths: IterableQueue[str]) -> bool:
+    return paths.statistics().open_consumers == 1 + 2 * 2
+
+
 def test_the_hash_tree_over_two_hosts(
     hosts: Hosts, server: Server, processes: Processes, tmp_path: Path
 ) -> None:
@@ -110,22 +116,35 @@ def test_the_hash_tree_over_two_hosts(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"file {n}").write_bytes(os.urandom(n * 50))
     listing = hosts.run(0, sys.executable, str(EXAMPLE), url(hosts, server, 0), "list", str(tree))
+    processes.watch(listing.pid)
+    paths, results = (f"hash-tree-{what}" for what in ("paths", "results"))
+    wait_until(lambda: f"iq:{{{paths}}}:q" in server.names(), "the listing has begun")
+    here = {"url": url(hosts, server, 0), "create": False}
+    # Takes one path itself, which it has in hand until both pools are there: one of them alone may
+    # be done with all of them before the other has started.
+    queue = server.connect(name=paths, **here)
+    source, out = queue.get_consumer(), server.connect(name=results, **here).get_producer()
+    path = source.get(timeout=20)
     hashing = [
         hosts.run(n, sys.executable, str(EXAMPLE), url(hosts, server, n), "hash", "--processes=2")
         for n in range(2)
     ]
-    for process in (listing, *hashing):
+    for process in hashing:
         processes.watch(process.pid)
-    out, err = listing.communicate(timeout=50)
+    wait_until(partial(has_both_pools, queue), "both pools are there")
+    with out, source:
+        out.put((hashlib.sha256(Path(path).read_bytes()).hexdigest(), path))
+    listed, err = listing.communicate(timeout=50)
     assert (listing.returncode, err) == (0, "")
     for process in hashing:
         assert process.communicate(timeout=30) == ("", "")
         assert process.returncode == 0
-    paths = sorted(str(path) for path in tree.rglob("*") if path.is_file())
+    files = sorted(str(path) for path in tree.rglob("*") if path.is_file())
     expected = subprocess.run(
-        ["sha256sum", *paths], capture_output=True, text=True, timeout=30, check=True
+        ["sha256sum", *files], capture_output=True, text=True, timeout=30, check=True
     )
-    assert out == expected.stdout
+    assert listed == expected.stdout
+    del queue, source, out  # the last part in them is that of this process
     wait_until(lambda: not server.names(), "the end of both queues has removed their keys")
 
 

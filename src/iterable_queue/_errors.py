@@ -47,7 +47,10 @@ class ConsumerClosed(IterableQueueError):
 
 
 class QueueClosed(IterableQueueError):
-    """A producer or worker was asked for after `close()`: make endpoints before closing."""
+    """A producer or worker was asked for after `close()`: make endpoints before closing.
+
+    Or `connect(..., create=False)` found no such queue: it is over, or not made yet.
+    """
 
 
 class ProducerFailed(IterableQueueError):

@@ -166,6 +166,7 @@ class IterableQueue(Generic[T]):
         expiry_s: float = 15.0,
         retry_s: float = 30.0,
         keep_s: float = 86_400.0,
+        create: bool = True,
     ) -> Self:
         """Create or join the queue *name* on a Redis or Valkey server, for several machines.
 
@@ -199,8 +200,11 @@ class IterableQueue(Generic[T]):
                 half as long again where the last were killed. More than *expiry_s*, or a process
                 could be silent for that long and live, while its queue is gone; and no more than
                 31,536,000. The longest counts.
+            create: False: only join, and never make it: for who works for a queue of others, and
+                would wait for ever on one of its own if it came too late.
 
         Raises:
+            QueueClosed: there is no such queue, with *create* False: it is over, or not made yet.
             ChannelBroken: the server can't be reached, the package `redis` is missing, or the name
                 is in use for something else, which was left as it was.
             OSError: the server has no memory left (ENOSPC); nothing was changed.
@@ -223,8 +227,9 @@ class IterableQueue(Generic[T]):
             expiry_s=expiry_s,
             retry_s=retry_s,
             keep_s=keep_s,
+            create=create,
         )
-        core, made = connect(settings, options, user_line())
+        core, made = connect(settings, options, user_line(), create=create)
         self = cls.__new__(cls)
         self._begin(core, maker=made)
         return self

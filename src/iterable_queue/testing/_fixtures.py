@@ -91,6 +91,7 @@ class FakeQueues:
         expiry_s: float = 15.0,
         retry_s: float = 30.0,
         keep_s: float = 86_400.0,
+        create: bool = True,
     ) -> FakeQueue[Any]:
         """What to patch `IterableQueue.connect` with: no server is asked, nor looked for.
 
@@ -99,8 +100,10 @@ class FakeQueues:
         *serializer* and *sign* are.
 
         Raises:
+            QueueClosed: with *create* False, where no queue of the name was made in this test.
             TypeError, ValueError: as `IterableQueue.connect`.
         """
+        from iterable_queue import QueueClosed
         from iterable_queue._channels.redis.settings import check
 
         settings, options = check(
@@ -115,12 +118,15 @@ class FakeQueues:
             expiry_s=expiry_s,
             retry_s=retry_s,
             keep_s=keep_s,
+            create=create,
         )
         asked = {"maxsize": options.maxsize, "on_failure": on_failure or ""}
         asked |= {"redeliver": options.deliveries, "serializer": settings.format}
         if name in self.named:
             self._compare(name, asked)
             return self.named[name]
+        if not create:
+            raise QueueClosed(f"there is no queue {name!r}, and create=False makes none")
         queue = self(
             maxsize=maxsize or 0,
             on_failure=on_failure or "raise",

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from iterable_queue import _forks
-from iterable_queue._channels.redis.core import RedisCore
+from iterable_queue._channels.redis.core import ANY, RedisCore
 from iterable_queue._channels.redis.settings import Address, Options, Settings
 from iterable_queue._core import unpickled
 from iterable_queue._errors import ChannelBroken
@@ -25,7 +25,9 @@ def _place(settings: Settings) -> tuple[str, str]:
     return (source if isinstance(source, str) else f"function {source!r}", settings.name)
 
 
-def connect(settings: Settings, options: Options, site: str) -> tuple[RedisCore, bool]:
+def connect(
+    settings: Settings, options: Options, site: str, *, create: bool
+) -> tuple[RedisCore, bool]:
     """Take part in the queue of that name, and whether this has made it."""
     place = _place(settings)
     core = _attached.get(place)
@@ -38,7 +40,7 @@ def connect(settings: Settings, options: Options, site: str) -> tuple[RedisCore,
             if core.can_go_on():
                 raise
             # It was taken for dead, or the queue is another one by now: once more, from the start.
-    core = RedisCore(settings, options, "", site)
+    core = RedisCore(settings, options, "" if create else ANY, site)
     try:
         with core.runtime.lock:
             core.ledger.transact(core.join, handle=True)

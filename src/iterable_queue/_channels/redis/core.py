@@ -72,6 +72,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
+ANY: Final = "any"
+"""In place of a queue's identity: whichever has the name; but there must be one."""
 VERSION: Final = "iterable_queue 1"
 """What the keys mean; a queue of another one is refused."""
 LOOP_SHARE: Final = 4

@@ -27,7 +27,7 @@ from typing import Any, Final, TypeVar
 from iterable_queue._channels.redis.calls import QUIET, SHOWN, Script, as_bytes
 from iterable_queue._channels.redis.settings import Settings
 from iterable_queue._clock import monotonic
-from iterable_queue._errors import ChannelBroken, WouldDeadlock
+from iterable_queue._errors import ChannelBroken, QueueClosed, WouldDeadlock
 
 BRIEFLY_S: Final = 0.5
 """A call with a time-out, or one that does not wait, tries to reach the server for as long as this
@@ -452,6 +452,12 @@ class Link:
                 f"the queue {name!r} is gone from the server at {self.address}: everybody had left"
             )
             return ChannelBroken(self.loss)
+        if "IQNONE" in text:
+            return QueueClosed(
+                f"there is no queue {name!r} on the server at {self.address}, and create=False "
+                "makes none: it is over, or nobody has made it yet. Whoever makes it must have "
+                "started before"
+            )
         for word, said in (
             ("IQFOREIGN ", "is in use for something else, which was left as it is: key "),
             ("IQVERSION ", "was made by another version of iterable_queue: "),

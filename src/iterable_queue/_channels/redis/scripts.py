@@ -391,7 +391,8 @@ JOIN: Final = _script(
     RULES,
     """
 -- version, pid, host, token, options: maxsize, cancel on failure, deliveries; format, site, expiry
--- in ms, whether it is by the name, the identity that the queue must have, one for a new queue
+-- in ms, whether it is by the name, the identity that the queue must have (nothing: make one, if
+-- there is none; any: whichever there is), one for a new queue
 local version, pid, host, token = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local maxsize, cancels, deliveries, format, site = ARGV[8], ARGV[9], ARGV[10], ARGV[11], ARGV[12]
 local expiry, handle, id, new_id = tonumber(ARGV[13]), ARGV[14] == '1', ARGV[15], ARGV[16]
@@ -409,14 +410,18 @@ if kind_of == 'hash' then
   end
 end
 if kind_of == 'hash' then
-  if id ~= '' and call('HGET', Q, 'id') ~= id then return redis.error_reply('IQGONE') end
+  if id ~= '' and id ~= 'any' and call('HGET', Q, 'id') ~= id then
+    return redis.error_reply('IQGONE')
+  end
   -- Everybody has left, or was killed after the end.
   if call('ZCOUNT', BEATS, t - math.max(get('ex'), expiry), '+inf') == 0 and over() then
     remove()
     kind_of = 'none'
   end
 end
-if kind_of == 'none' and id ~= '' then return redis.error_reply('IQGONE') end
+if kind_of == 'none' and id ~= '' then
+  return redis.error_reply(id == 'any' and 'IQNONE' or 'IQGONE')
+end
 if me ~= '0' and not lives(me) then return redis.error_reply('IQEXPIRED') end
 if kind_of == 'none' then
   for _, key in ipairs({'items', 'hands', 'ahead', 'open', 'beats', 'wi', 'wr', 'we', 'fails',

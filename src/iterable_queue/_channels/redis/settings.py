@@ -84,6 +84,7 @@ def check(
     expiry_s: float,
     retry_s: float,
     keep_s: float,
+    create: object,
 ) -> tuple[Settings, Options]:
     """What `IterableQueue.connect` was given. Raises TypeError or ValueError, by the name."""
     if not isinstance(server, str) and not callable(server):
@@ -97,6 +98,8 @@ def check(
         redeliver if redeliver is not None else max_deliveries is not None,
         max_deliveries,
     )
+    if not isinstance(create, bool):
+        raise TypeError(f"create must be True or False, not {create!r}")
     key = _key_of(sign)
     _check_serializer(serializer)
     _check_times(expiry_s, retry_s, keep_s)
