@@ -839,13 +839,25 @@ def test_what_a_dead_one_had_in_hand_is_lost(parts: Parts, kind: int, fails: boo
     assert parts.maker.ledger.channel.size() == 1
 
 
-def test_a_dead_worker_that_never_asked_has_failed(parts: Parts) -> None:
+@pytest.mark.parametrize("used", [True, False])
+def test_a_dead_worker_that_never_asked_has_failed(parts: Parts, used: bool) -> None:
     other = parts.join()
-    parts.open(other, WORKER)
+    parts.open(other, WORKER, used=used)
     parts.die(other)
     parts.look()
     assert len(parts.failures()) == 1
     assert parts.maker.ledger.head[cells_.BUSY] == 0
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_with_redelivery_it_has_not(redelivering: Parts, used: bool) -> None:
+    other = redelivering.join()
+    slot, number = redelivering.open(other, WORKER, used=used)
+    redelivering.die(other)
+    redelivering.look()
+    assert not redelivering.maker.ledger.is_open(slot, number)
+    assert redelivering.failures() == []
+    assert redelivering.maker.ledger.head[cells_.BUSY] == 0
 
 
 def test_a_dead_worker_between_items_has_not(parts: Parts) -> None:

@@ -382,7 +382,7 @@ class SharedCore(Core):
                     "was never taken: every process that could have held it has ended, or dropped "
                     "it"
                 )
-                self.end(view, how)
+                self.bury_endpoint(view, how)
                 name = f"{KIND_NAMES[view.kind]} {view.number}"
                 _news.note(_news.WARNING, "%s %s; queue %s", name, how, self.address.path)
         self.ledger.settle()
