@@ -673,16 +673,14 @@ end
 """,
     COMMON,
     SESSION,
+    RULES,
     """
 local n, worker = ARGV[4], ARGV[5] == '3'
 local st, maxsize = num(q[2]), num(q[3])
 if st > CLOSED then return -8 + st end
 local first, count, flags = 7, #ARGV - 6, 0
 if worker then
-  local pr, bz = get('pr', 'bz')
-  if band(st, CLOSED) ~= 0 and pr == 0 and bz == 0 and call('LLEN', ITEMS) == 0 then
-    return -16 + st
-  end
+  if drained() then return -16 + st end
   flags = num(call('HGET', P..'e:'..n, 'f'))
 elseif maxsize > 0 then
   count = math.min(count, maxsize - call('LLEN', ITEMS))

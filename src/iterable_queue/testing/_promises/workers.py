@@ -124,6 +124,39 @@ def after_done_a_worker_may_not_put(stage: Stage) -> None:
 
 
 @promise
+def an_idle_worker_may_put_until_done(stage: Stage) -> None:
+    """Where another consumer may still get an item, claimed or not, a worker may put one."""
+    iq = stage.make()
+    out, source, worker = iq.get_producer(), iq.get_consumer(), iq.get_worker()
+    raises(Empty, worker.get_nowait)
+    out.put_many(range(50))
+    out.close()
+    iq.close()
+    taken = [source.get() for _ in range(49)]
+    worker.put("more")
+    taken += list(source)
+    same(Counter(taken), Counter([*range(50), "more"]), "the items taken")
+    raises(ProducerClosed, worker.put, "too late")
+
+
+@promise
+def an_idle_worker_may_put_while_an_item_may_come_back(stage: Stage) -> None:
+    """With redelivery, a queue is not done as long as a consumer has an item in hand."""
+    iq = stage.make(redeliver=True)
+    out, source, worker = iq.get_producer(), iq.get_consumer(), iq.get_worker()
+    raises(Empty, worker.get_nowait)
+    out.put("item")
+    out.close()
+    iq.close()
+    same(source.get(), "item", "the item taken")
+    raises(Empty, worker.get_nowait)
+    worker.put("more")
+    same(source.get(), "more", "the item taken")
+    raises(Done, source.get)
+    raises(ProducerClosed, worker.put, "too late")
+
+
+@promise
 def a_workers_put_is_never_refused_for_maxsize(stage: Stage) -> None:
     """A bounded queue of workers can't deadlock on itself: their puts always find room."""
     iq = stage.make(maxsize=2)
