@@ -353,6 +353,7 @@ def test_a_wrapper_that_does_nothing_wrong_passes() -> None:
         *(p.name for p in promises() if p.needs in ("processes", "pickling")),
         "a_failure_may_cancel",
         "a_wrong_on_failure_raises_at_once",
+        "an_idle_worker_may_put_while_an_item_may_come_back",
     }
 
 

@@ -100,6 +100,8 @@ NOT_WITHOUT_PICKLING = {p.name: "needs processes=, or" for p in promises() if p.
 NOT_OVER_A_QUEUE = {
     "a_failure_may_cancel": "make can't be called with {'on_failure': 'cancel'}",
     "a_wrong_on_failure_raises_at_once": "make can't be called with {'on_failure': 'raise'}",
+    "an_idle_worker_may_put_while_an_item_may_come_back": "make can't be called with "
+    "{'redeliver': True}",
 }
 
 
