@@ -83,6 +83,33 @@ def handling(handler: Any) -> Generator[None]:
         signal.signal(signal.SIGUSR1, before)
 
 
+def time_out_in_a_handler(queue: IterableQueue[Any], call: Callable[..., object]) -> None:
+    """*call* is interrupted while it sleeps, by what goes on until its time has run out."""
+    timeout_s = 1.0
+    until = time.monotonic() + timeout_s
+    main, handled = threading.get_ident(), threading.Event()
+
+    def outlast(number: int, frame: object) -> None:
+        wait_until(lambda: time.monotonic() > until + 0.1, "the time has run out")
+        handled.set()
+
+    def interrupt_once_it_sleeps() -> None:
+        def is_asleep() -> bool:
+            now = queue.statistics()
+            return now.blocked_producers + now.blocked_consumers == 1
+
+        wait_until(is_asleep, "it sleeps")
+        signal.pthread_kill(main, signal.SIGUSR1)
+
+    interrupting = threading.Thread(target=interrupt_once_it_sleeps)
+    with handling(outlast):
+        interrupting.start()
+        with pytest.raises((Empty, Full)):
+            call(timeout=timeout_s)
+    interrupting.join()
+    assert handled.is_set()
+
+
 def opened(what: str) -> str:
     """What unpickling an `Opens` calls."""
     if what == "interrupt" and Opens.armed:
@@ -1171,6 +1198,24 @@ def test_an_endpoint_that_was_not_made_whole_goes_quietly() -> None:
 
 
 # Results of calls that can't go on
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_the_time_of_a_get_runs_out_in_a_signal_handler(make: Make, used: bool) -> None:
+    """Where `queue.SimpleQueue.get` waits for ever, up to Python 3.12."""
+    queue = make()
+    source = queue.get_consumer()
+    if used:
+        with pytest.raises(Empty):
+            source.get(timeout=0.01)
+    time_out_in_a_handler(queue, source.get)
+
+
+def test_the_time_of_a_put_runs_out_in_a_signal_handler(make: Make) -> None:
+    queue = make(1)
+    out = queue.get_producer()
+    out.put(1)
+    time_out_in_a_handler(queue, partial(out.put, 2))
 
 
 def test_put_on_a_cancelled_queue(make: Make) -> None:

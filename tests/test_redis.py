@@ -55,6 +55,7 @@ from tests.redis_server import (
     redis,
     running,
 )
+from tests.test_endpoints import time_out_in_a_handler
 
 
 @pytest.fixture
@@ -187,6 +188,11 @@ def test_one_that_only_joins_makes_none_where_one_was(server: Server) -> None:
     del iq
     gc.collect()
     assert server.names() == []
+
+
+def test_the_time_of_a_get_runs_out_in_a_signal_handler(server: Server) -> None:
+    queue = server.connect()
+    time_out_in_a_handler(queue, queue.get_consumer().get)
 
 
 def made_anew() -> Callable[[bytes], Any]:

@@ -297,6 +297,28 @@ def test_tokens_wake_threads() -> None:
     sleeper.join()
 
 
+def test_no_token_is_lost_among_threads() -> None:
+    tokens: Semaphore = TokenQueue()
+    taken = [0] * 4
+
+    def take(n: int) -> None:
+        while taken[n] < 5_000 and tokens.acquire(True, 20):
+            taken[n] += 1
+
+    def give() -> None:
+        for _ in range(5_000):
+            tokens.release()
+
+    threads = [threading.Thread(target=take, args=(n,)) for n in range(4)]
+    threads += [threading.Thread(target=give) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert taken == [5_000] * 4
+    assert not tokens.acquire(False)
+
+
 # Locks
 
 

@@ -18,10 +18,11 @@ Two rules shape what is here, both learnt from signal handlers that raise:
 from __future__ import annotations
 
 import errno
+import math
 import threading
+from collections import deque
 from collections.abc import Callable
 from itertools import repeat, starmap
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final, cast
 
 from iterable_queue import _clock
@@ -144,22 +145,51 @@ class Condition:
 
 
 class TokenQueue:
-    """A semaphore for threads: a `SimpleQueue` of tokens, which waits and wakes in C."""
+    """A semaphore for threads: a count of tokens, and a lock to sleep on, both in C.
 
-    __slots__ = ("_tokens",)
+    Not a `SimpleQueue`: up to Python 3.12, its `get(timeout=...)` waits for ever once the time has
+    run out while it was not asleep, but in a signal handler, or waiting for a processor. What is
+    left of the time is less than nothing then, which the lock below it takes for no time-out.
+
+    Invariant, but for calls under way: where there is a token, the lock is free, and a sleeper can
+    go on. An exception in the middle of a call may leave it held: then sleepers find that token at
+    the end of their slice, or with the next one.
+    """
+
+    __slots__ = ("_some", "_tokens")
 
     def __init__(self) -> None:
-        self._tokens: SimpleQueue[None] = SimpleQueue()
+        self._tokens: deque[None] = deque()
+        self._some = threading.Lock()
+        self._some.acquire()
 
     def acquire(self, block: bool = True, timeout: float | None = None, /) -> bool:
-        try:
-            self._tokens.get(block, timeout)
-        except Empty:
-            return False
-        return True
+        tokens = self._tokens
+        until = math.inf if timeout is None else _clock.monotonic() + timeout
+        while True:
+            try:
+                tokens.pop()
+            except IndexError:
+                pass
+            else:
+                if tokens:
+                    self._tell()  # what woke this one may have been the only sign of several
+                return True
+            left_s = until - _clock.monotonic()
+            if not block or left_s <= 0:
+                return False
+            if not self._some.acquire(True, -1 if timeout is None else left_s):
+                return False
 
     def release(self) -> None:
-        self._tokens.put(None)
+        self._tokens.append(None)  # before: who is woken looks for it
+        self._tell()
+
+    def _tell(self) -> None:
+        try:
+            self._some.release()
+        except RuntimeError:
+            pass  # it is free already, and a sleeper will see to all tokens
 
 
 class LocalErrors:
