@@ -338,7 +338,7 @@ BUGS = [
     Bug(
         "what a thread counted by itself is counted again each time",
         LEDGER,
-        "                hand.seen = (taken, in_hand, pending)\n",
+        "                hand.seen = (taken, in_hand)\n",
         "",
         "threads, observed",
     ),

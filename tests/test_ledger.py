@@ -7,6 +7,7 @@ compared; and a process that dies at every single store, whose left-overs `mend`
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import random
@@ -1025,8 +1026,8 @@ def lean() -> Desk:
     return Desk(over_simple_queue)
 
 
-def test_what_a_lean_hand_has_pulled_is_in_hand_and_not_taken(lean: Desk) -> None:
-    """As somebody sees it who looks while a thread is inside `get`."""
+def test_what_a_lean_hand_has_pulled_is_taken_and_in_hand(lean: Desk) -> None:
+    """As somebody sees it who looks while a thread is inside `get`: it is queued no more."""
     out, source = lean.open(PRODUCER), lean.open(CONSUMER)
     out.put(1)
     out.put(2)
@@ -1034,8 +1035,7 @@ def test_what_a_lean_hand_has_pulled_is_in_hand_and_not_taken(lean: Desk) -> Non
     hand = source.hand
     assert hand.quick is not None
     hand.quick()
-    assert lean.ledger.totals()[:2] == (2, 0)
-    assert (*lean.ledger.totals()[2:], lean.ledger.in_hand()) == (1, 1, 1)
+    assert (*lean.ledger.totals(), lean.ledger.in_hand()) == (2, 0, 2, 1, 1)
     hand.taken += 1
     del hand.pending[0]
     assert lean.ledger.totals()[:2] == (2, 0)
@@ -1066,7 +1066,7 @@ def test_what_a_lean_hand_took_is_folded_in(lean: Desk) -> None:
     assert source.get() == []
     assert lean.ledger.in_hand() == 0
     assert finished_of(lean.ledger) == 5
-    assert hand.seen == (5, 0, 0)
+    assert hand.seen == (5, 0)
     assert hand.idle_at == 5
 
 
@@ -1085,19 +1085,16 @@ def test_after_many_the_next_one_finishes_them_all(lean: Desk) -> None:
     assert finished_of(lean.ledger) == 3
 
 
-def test_what_is_pending_in_a_lean_hand_is_not_taken_yet(lean: Desk) -> None:
+def test_what_a_lean_hand_gives_back_was_not_taken(lean: Desk) -> None:
     out, source = lean.open(PRODUCER), lean.open(CONSUMER)
     out.put("a")
     out.put("b")
     assert source.take(2)
-    assert lean.ledger.totals()[:2] == (2, 0)
-    assert taken_of(lean.ledger) == 0
-    assert lean.ledger.in_hand() == 2
+    assert (*lean.ledger.totals(), lean.ledger.in_hand()) == (2, 0, 2, 0, 2)
     lean.ledger.give_back(source.slot, source.hand)
     assert source.hand.pending == []
-    assert lean.ledger.totals()[:2] == (2, 2)
+    assert (*lean.ledger.totals(), lean.ledger.in_hand()) == (2, 2, 0, 0, 0)
     assert lean.head[RETURNED] == 0
-    assert lean.ledger.in_hand() == 0
     assert source.get(2) == ["a", "b"]
 
 
@@ -1938,6 +1935,7 @@ def check_each_moment(desk: Desk, source: Seat, act: Callable[[], object]) -> in
         now, done = with_interruption(at, desk.ledger.totals, act)
         after = desk.ledger.totals()
         assert now in (before, after), f"at instruction {at}: {before}, {now}, {after}"
+        assert now[0] == now[1] + now[2], f"at instruction {at}: {now}"
         if not done:
             return at
         assert before != after
@@ -1957,6 +1955,31 @@ def test_totals_are_of_one_moment_while_a_producer_puts(lanes: Desk) -> None:
     assert check_each_moment(lanes, claiming(lanes, 10), lambda: out.put(b"new")) > 100
 
 
+def test_an_item_is_given_back_or_handed_out_not_both(lean: Desk) -> None:
+    """Another thread closes the endpoint of one that is inside `get`, which takes no lock."""
+    out = lean.open(PRODUCER)
+    for at in itertools.count(1):
+        source = lean.open(CONSUMER)
+        hand = source.hand
+        out.put(at)
+        assert source.take()
+        handed = list[Any]()
+
+        def hand_out(pending: list[Any] = hand.pending, handed: list[Any] = handed) -> None:
+            handed.extend(pending)
+            pending.clear()
+
+        give_back = functools.partial(lean.ledger.give_back, source.slot, hand)
+        _, done = with_interruption(at, give_back, hand_out)
+        left = [lean.channel.peek() for _ in range(lean.channel.size())]
+        assert handed + left == [at], f"at instruction {at}: {handed} handed out, {left} queued"
+        lean.channel.clear()
+        lean.ledger.close(source.slot, source.number)
+        if not done:
+            assert at > 10
+            return
+
+
 @pytest.mark.parametrize("act", ["put", "pull", "get", "many"])
 def test_totals_are_of_one_moment_on_an_atomic_channel(lean: Desk, act: str) -> None:
     out, source = lean.open(PRODUCER), lean.open(CONSUMER)
@@ -1965,10 +1988,9 @@ def test_totals_are_of_one_moment_on_an_atomic_channel(lean: Desk, act: str) -> 
         out.put(n)
 
     def get() -> None:
-        if not hand.pending:
-            hand.quick()
-        hand.taken += 1
+        hand.taken += 1  # the one that check_each_moment has taken
         del hand.pending[0]
+        hand.quick()
 
     def many() -> None:
         hand.pull()

@@ -84,6 +84,7 @@ class Hand:
         "first",
         "gate",
         "gate_until",
+        "give",
         "held",
         "idle_at",
         "kept",
@@ -118,7 +119,9 @@ class Hand:
         self.kept: list[Any] = []
         """Copies of what is held, where items are redelivered."""
         self.pull: Callable[[], object] | None = channel.pull_into(self.pending) if lean else None
-        """Moves one item to `pending`, if this hand counts by itself."""
+        """Moves one item to `pending`, if this hand counts by itself, and"""
+        self.give: Callable[[], object] | None = channel.push_from(self.pending) if lean else None
+        """one back."""
         self.quick: Callable[[], object] | None = self.pull
         """The same, while the next call need not finish more than one item."""
         self.taken: int = 0
@@ -126,8 +129,8 @@ class Hand:
         self.idle_at: int = 0
         self.peak: int = 0
         """The most items that this thread saw queued as it took one."""
-        self.seen: tuple[int, int, int] = (0, 0, 0)
-        """`taken`, the items in hand, and of these the pending ones, at the last `fold`."""
+        self.seen: tuple[int, int] = (0, 0)
+        """What was taken, pending ones included, and what of it was in hand, at the last `fold`."""
         self.claims: bool = False
         """It may have a claim."""
         self.claim: list[Any] = []

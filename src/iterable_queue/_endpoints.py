@@ -1425,9 +1425,6 @@ class _Getting(Endpoint, Generic[T]):
                     ended = True
             if not hand.busy:
                 self._ledger.give_back(self.slot, hand)
-            elif hand.pull is not None:
-                # What a call is about to return is returned, and nobody will ask this hand again.
-                hand.taken += len(hand.pending)
         super()._finish_locked(transition, args)  # which counts what the hands hold
         self._hands.clear()
 

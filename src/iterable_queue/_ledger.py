@@ -467,9 +467,10 @@ class Ledger:
                 taken = hand.taken
                 pending = len(hand.pending)
                 in_hand = pending or (hand.last if taken > hand.idle_at else 0)
+                taken += pending  # as soon as they are queued no more
                 more, held = taken - hand.seen[0], in_hand - hand.seen[1]
                 # Together: no call and no jump before the last of these.
-                hand.seen = (taken, in_hand, pending)
+                hand.seen = (taken, in_hand)
                 head[LEAN] += more
                 cells[base + IN_HAND] += held
                 head[HIGHEST] = max(head[HIGHEST], hand.peak)
@@ -496,6 +497,15 @@ class Ledger:
         base = slot * SLOT_SIZE
         head, cells = self.head, self.cells
         while hand.pending:
+            if hand.give is not None:
+                # Its thread may be handing it out, since it takes no lock for that: in one C call
+                # one of the two has it. Given back, it does not count as taken any more.
+                try:
+                    hand.give()
+                except IndexError:
+                    break
+                self.items.notify()
+                continue
             payload, tag = self.channel.unwrap(hand.pending[0])
             worker = cells[base + KIND] == WORKER
             if self.whole is not None:
@@ -511,13 +521,12 @@ class Ledger:
                 self.items.notify()
                 continue
             self.channel.append(payload, tag)
-            # Together. On an atomic channel they were not counted as taken yet.
-            if hand.pull is None:
-                head[RETURNED] += 1
-                cells[base + IN_HAND] -= 1
-                if worker:
-                    head[BUSY] -= 1
-                hand.held -= 1
+            # Together.
+            head[RETURNED] += 1
+            cells[base + IN_HAND] -= 1
+            if worker:
+                head[BUSY] -= 1
+            hand.held -= 1
             del hand.pending[0]
             self.items.notify()
         if head[STATE] & CANCELLED:
@@ -535,21 +544,17 @@ class Ledger:
                 queued = self.channel.size()
                 if gone == self._gone():
                     break
-            taken, pending, in_hand = gone
-            put = queued + taken + pending + head[DROPPED] - head[RETURNED]
-            settled = taken + pending - in_hand
+            taken, in_hand = gone
+            put = queued + taken + head[DROPPED] - head[RETURNED]
+            settled = taken - in_hand
         head[HIGHEST] = max(head[HIGHEST], queued)
         finished = settled - head[LOST] - head[RETURNED]
         return put, queued, taken, finished
 
-    def _gone(self) -> tuple[int, int, int]:
-        """Items handed out; pulled by a hand that counts by itself, not handed out yet; in hand.
-
-        Those that were only pulled are in hand as well.
-        """
+    def _gone(self) -> tuple[int, int]:
+        """Items handed out, or about to be: they are queued no more; and those in hand."""
         self.fold()
-        pulled = sum(hand.seen[2] for hands in self.hands.values() for hand in list(hands.values()))
-        return self.head[TAKEN] + self.head[LEAN], pulled, self._in_cells()
+        return self.head[TAKEN] + self.head[LEAN], self._in_cells()
 
     def qsize(self) -> int:
         """How many items are put and not taken. May be called without the lock.

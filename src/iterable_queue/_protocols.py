@@ -241,8 +241,9 @@ class Statistics(NamedTuple):
     put: int
     """Items put so far."""
     taken: int
-    """Items handed to user code so far; one that was handed out twice counts twice, and so does one
-    that came back from a `get_many` that could not open an item before it."""
+    """Items handed to user code so far, or about to be by a `get` that goes on; one that was handed
+    out twice counts twice, and so does one that came back from a `get_many` that could not open an
+    item before it."""
     finished: int
     """Items whose taker has asked for the next one, or closed."""
     queued: int

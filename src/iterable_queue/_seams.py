@@ -140,6 +140,10 @@ class Channel(Protocol):
         """For an atomic channel: a C function that moves one item to *pending* or raises Empty."""
         ...
 
+    def push_from(self, pending: list[Any]) -> Callable[[], object] | None:
+        """The same for the first of *pending*, behind all others; it raises IndexError."""
+        ...
+
     def unwrap(self, payload: Any) -> tuple[Any, int]:
         """The arguments with which `append` got what `peek` returned."""
         ...

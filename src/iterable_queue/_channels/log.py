@@ -1074,6 +1074,9 @@ class LogChannel:
     def pull_into(self, pending: list[Any]) -> Callable[[], object] | None:
         return None
 
+    def push_from(self, pending: list[Any]) -> Callable[[], object] | None:
+        return None
+
     def unwrap(self, payload: Any) -> tuple[Any, int]:
         data, tag = payload
         if tag == RAW:  # and no producer: an item of a chunk, as `unclaim` has moved it

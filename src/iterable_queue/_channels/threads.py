@@ -89,6 +89,9 @@ class ThreadChannel:
     def pull_into(self, pending: list[Any]) -> Callable[[], object] | None:
         return self._puller(pending) if self.atomic else None
 
+    def push_from(self, pending: list[Any]) -> Callable[[], object] | None:
+        return map(self._put, map(pending.pop, repeat(0))).__next__ if self.atomic else None
+
     def unwrap(self, payload: Any) -> tuple[Any, int]:
         return payload, 0
 

@@ -37,6 +37,9 @@ class RedisChannel:
     def pull_into(self, pending: list[Any]) -> Callable[[], object] | None:
         return None
 
+    def push_from(self, pending: list[Any]) -> Callable[[], object] | None:
+        return None
+
     def unwrap(self, payload: tuple[Any, int]) -> tuple[Any, int]:
         return payload
 
