@@ -33,6 +33,7 @@ from iterable_queue import (
     WouldDeadlock,
 )
 from iterable_queue import _cells as cells_
+from iterable_queue._channels.log import LogChannel
 from iterable_queue._core import Core
 from iterable_queue._endpoints import (
     ConsumerEndpoint,
@@ -739,6 +740,96 @@ def test_another_thread_closes_it_while_a_get_has_the_item(
     source.close()
     statistics = queue.statistics()
     assert (statistics.put, statistics.taken, statistics.finished) == (1, 1, 1)
+
+
+class Opening:
+    """What opens as *text*, once `when_opened` was called."""
+
+    when_opened: Callable[[], object]
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __reduce__(self) -> Any:
+        return open_text, (self.text,)
+
+
+def open_text(text: str) -> str:
+    Opening.when_opened()
+    return text
+
+
+def refuse() -> None:
+    raise ValueError("as the test wants it")
+
+
+@pytest.mark.parametrize("call", ["get_many", "aget_many", "get", "aget"])
+def test_another_thread_closes_it_while_an_item_is_opened(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Items in the hands of a call are returned by that call, and by no other one."""
+    queue = IterableQueue[Any]()
+    out, source, other = queue.get_producer(), queue.get_consumer(), queue.get_consumer()
+    out.put_many([Opening("a"), Opening("b"), Opening("c")])
+    out.close()
+    monkeypatch.setattr(
+        Opening, "when_opened", lambda: in_another_thread(source.close), raising=False
+    )
+    calls: dict[str, Callable[[], Any]] = {
+        "get_many": lambda: source.get_many(2),
+        "aget_many": lambda: asyncio.run(source.aget_many(2)),
+        "get": lambda: [source.get()],
+        "aget": lambda: [asyncio.run(source.aget())],
+    }
+    taken = calls[call]()
+    monkeypatch.setattr(Opening, "when_opened", lambda: None)
+    queue.close()
+    assert sorted([*taken, *other]) == ["a", "b", "c"]
+    statistics = queue.statistics()
+    assert (statistics.put, statistics.finished, statistics.lost) == (3, 3, 0)
+
+
+@pytest.mark.parametrize("call", ["get_nowait", "get_many", "aget", "aget_many"])
+def test_another_thread_gives_back_what_a_get_would_return(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left of a `get_many` that could not open an item goes to one of the two."""
+    queue = IterableQueue[Any]()
+    out, source, other = queue.get_producer(), queue.get_consumer(), queue.get_consumer()
+    out.put_many(["a", Opening("not opened"), "b"])
+    out.close()
+    monkeypatch.setattr(Opening, "when_opened", refuse, raising=False)
+    assert source.get_many(9) == ["a"]
+    with pytest.raises(ItemError):
+        source.get()
+    at_it, called, result = threading.Event(), threading.Event(), list[Any]()
+    unwrap = LogChannel.unwrap
+
+    def slowly(self: LogChannel, payload: Any) -> tuple[Any, int]:
+        at_it.set()
+        called.wait(1)  # at most: a call that waits for the lock returns only then
+        return unwrap(self, payload)
+
+    monkeypatch.setattr(LogChannel, "unwrap", slowly)
+    closing = threading.Thread(target=source.close)
+    closing.start()
+    assert at_it.wait(20)
+    calls: dict[str, Callable[[], Any]] = {
+        "get_nowait": lambda: [source.get_nowait()],
+        "get_many": lambda: source.get_many(2),
+        "aget": lambda: [asyncio.run(source.aget(0))],
+        "aget_many": lambda: asyncio.run(source.aget_many(2)),
+    }
+    try:
+        result += calls[call]()
+    except (Empty, ConsumerClosed) as error:
+        result.append(type(error))
+    called.set()
+    closing.join(20)
+    assert not closing.is_alive()
+    queue.close()
+    assert result in ([Empty], [ConsumerClosed])
+    assert list(other) == ["b"]
 
 
 def test_two_threads_begin_to_wait_at_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -474,9 +474,8 @@ async def get_many(endpoint: _Getting[T], limit: int) -> list[T]:
     if not _can_go_on(endpoint):
         await _begin(endpoint, None)
     hand = endpoint._hands.get(get_ident()) or endpoint._new_hand()
-    while not hand.pending:
-        endpoint._end_feed(hand)
+    while not (items := endpoint._many_at_once(hand, limit)):
         await core.awaiting(
             partial(endpoint._try_take, hand, limit, True), core.runtime.items, None, endpoint
         )
-    return endpoint._hand_out_many(hand, limit)
+    return items

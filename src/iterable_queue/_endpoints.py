@@ -943,6 +943,8 @@ class _Getting(Endpoint, Generic[T]):
         # `loads`, no signal handler runs before the caller has the item.
         pending = hand.pending
         try:
+            if pending and not self._ready:
+                self._use(deadline)  # as `_finish_locked` says
             if not pending:
                 self._ledger.cells[self._stamp_at] = now = self._now()
                 if hand.brief and deadline is None:
@@ -1025,11 +1027,11 @@ class _Getting(Endpoint, Generic[T]):
                 return item
         elif hand.quick is not None:
             return self._get_now(hand)
-        pending = hand.pending
-        if not pending:
-            return EMPTY
         hand.busy = True
+        pending = hand.pending
         try:
+            if not pending or not self._ready:  # as `_finish_locked` says
+                return EMPTY
             item = pending[0] if self._loads is None else self._open_next(pending)
             if hand.pull is not None:
                 hand.taken += 1
@@ -1183,8 +1185,23 @@ class _Getting(Endpoint, Generic[T]):
             raise WouldDeadlock(f"{self._name}: get_many was called by what interrupted a get")
         hand.busy = True
         try:
+            if hand.pending and not self._ready:
+                self._use()  # as `_finish_locked` says
             if not hand.pending:
                 self._take_patiently(hand, limit, None, True)
+            return self._hand_out_many(hand, limit)
+        finally:
+            hand.busy = False
+
+    def _many_at_once(self, hand: Hand, limit: int) -> list[T]:
+        """For a coroutine: up to *limit* items that *hand* has; [] if there is none."""
+        self._end_feed(hand)
+        if hand.busy:
+            raise WouldDeadlock(f"{self._name}: aget_many was called by what interrupted a get")
+        hand.busy = True
+        try:
+            if not hand.pending or not self._ready:  # as `_finish_locked` says
+                return []
             return self._hand_out_many(hand, limit)
         finally:
             hand.busy = False
@@ -1406,6 +1423,9 @@ class _Getting(Endpoint, Generic[T]):
             raise StopAsyncIteration from None
 
     def _finish_locked(self, transition: Callable[..., object], args: tuple[object, ...]) -> None:
+        # What is pending is given back, unless its thread hands it out just now: that thread says
+        # `busy` before it looks at `_ready`, and this one the other way round.
+        self._ready = False
         claims = self._ledger.claims
         for ident, hand in list(self._hands.items()):
             ended = False
