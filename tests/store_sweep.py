@@ -944,7 +944,7 @@ class World:
         self.expect_open(stats)
         if stats.state != "cancelled":
             # Those in hand are finished; those that are claimed neither queued nor lost.
-            assert stats.put == stats.taken + stats.queued - self.head[cells_.RETURNED], stats
+            assert stats.put == stats.taken + stats.queued - stats.redelivered, stats
         if self.scene.maxsize and stats.state == "open":
             self._fill(stats)
         os.write(self._go[1], b".")
@@ -1204,7 +1204,7 @@ class Scene:
     def check_gone(self, w: World, stats: Statistics, gone: int, twice: list[int]) -> None:
         """*gone* items were put and never seen; *twice*: those were seen more often than once."""
         assert not twice, f"{twice} were handed out twice"
-        taken = stats.taken - w.head[cells_.RETURNED]
+        taken = stats.taken - stats.redelivered
         assert taken == stats.finished + stats.lost, stats
         assert stats.put == taken + stats.dropped, stats
         if stats.state != "cancelled":
@@ -2682,7 +2682,7 @@ class Mend(Kept):
 
     def check_gone(self, w: World, stats: Statistics, gone: int, twice: list[int]) -> None:
         assert not twice, f"{twice} were handed out twice"
-        taken = stats.taken - w.head[cells_.RETURNED]
+        taken = stats.taken - stats.redelivered
         assert taken == stats.finished + stats.lost, stats
         assert stats.put == taken + stats.dropped, stats
         assert 0 <= gone - stats.dropped <= stats.lost <= self.in_hand, (gone, stats)

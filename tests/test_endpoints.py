@@ -786,7 +786,7 @@ def test_another_thread_closes_it_while_an_item_is_opened(
     queue.close()
     assert sorted([*taken, *other]) == ["a", "b", "c"]
     statistics = queue.statistics()
-    assert (statistics.put, statistics.finished, statistics.lost) == (3, 3, 0)
+    assert (statistics.put, statistics.taken, statistics.finished) == (3, 3, 3)
 
 
 @pytest.mark.parametrize("call", ["get_nowait", "get_many", "aget", "aget_many"])
@@ -830,6 +830,8 @@ def test_another_thread_gives_back_what_a_get_would_return(
     queue.close()
     assert result in ([Empty], [ConsumerClosed])
     assert list(other) == ["b"]
+    statistics = queue.statistics()
+    assert (statistics.put, statistics.taken, statistics.finished) == (3, 3, 3)
 
 
 def test_two_threads_begin_to_wait_at_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

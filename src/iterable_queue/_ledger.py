@@ -549,7 +549,8 @@ class Ledger:
             settled = taken - in_hand
         head[HIGHEST] = max(head[HIGHEST], queued)
         finished = settled - head[LOST] - head[RETURNED]
-        return put, queued, taken, finished
+        # What came back from a hand was not handed to user code, unless that died with it.
+        return put, queued, taken - head[RETURNED] + head[REDELIVERED], finished
 
     def _gone(self) -> tuple[int, int]:
         """Items handed out, or about to be: they are queued no more; and those in hand."""

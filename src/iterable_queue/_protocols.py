@@ -229,7 +229,8 @@ class Recording(Protocol):
 class Statistics(NamedTuple):
     """A snapshot of a queue. Each total lies between its values at the call's start and end.
 
-    `put`, `queued`, `taken` and `finished` are of one and the same moment.
+    `put`, `queued`, `taken` and `finished` are of one and the same moment, at which
+    `put + redelivered == queued + taken + dropped`.
     """
 
     open_producers: int
@@ -241,9 +242,8 @@ class Statistics(NamedTuple):
     put: int
     """Items put so far."""
     taken: int
-    """Items handed to user code so far, or about to be by a `get` that goes on; one that was handed
-    out twice counts twice, and so does one that came back from a `get_many` that could not open an
-    item before it."""
+    """Items handed to user code so far, or about to be by a call that goes on; one that was handed
+    out again, as the process that had it died, counts again."""
     finished: int
     """Items whose taker has asked for the next one, or closed."""
     queued: int

@@ -122,7 +122,8 @@ def _only_grows(before: Statistics, now: Statistics) -> None:
         holds(0 <= a <= b, f"statistics().{name} never goes back: {a}, then {b}")
     holds(now.queued >= 0, f"statistics().queued is never negative: {now.queued}")
     items = f"put {now.put}, queued {now.queued}, taken {now.taken}, finished {now.finished}"
-    holds(now.put == now.queued + now.taken, f"statistics() is of one moment: {items}")
+    put, gone = now.put + now.redelivered, now.taken + now.dropped
+    holds(put == now.queued + gone, f"statistics() is of one moment: {items}")
     holds(now.finished <= now.taken, f"nothing is finished that was not taken: {items}")
 
 
