@@ -743,9 +743,9 @@ def test_another_thread_closes_it_while_a_get_has_the_item(
 
 
 class Opening:
-    """What opens as *text*, once `when_opened` was called."""
+    """What opens as *text*, once all of `before` were called."""
 
-    when_opened: Callable[[], object]
+    before: ClassVar[list[Callable[[], object]]] = []
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -755,7 +755,8 @@ class Opening:
 
 
 def open_text(text: str) -> str:
-    Opening.when_opened()
+    for call in Opening.before:
+        call()
     return text
 
 
@@ -772,9 +773,7 @@ def test_another_thread_closes_it_while_an_item_is_opened(
     out, source, other = queue.get_producer(), queue.get_consumer(), queue.get_consumer()
     out.put_many([Opening("a"), Opening("b"), Opening("c")])
     out.close()
-    monkeypatch.setattr(
-        Opening, "when_opened", lambda: in_another_thread(source.close), raising=False
-    )
+    monkeypatch.setattr(Opening, "before", [partial(in_another_thread, source.close)])
     calls: dict[str, Callable[[], Any]] = {
         "get_many": lambda: source.get_many(2),
         "aget_many": lambda: asyncio.run(source.aget_many(2)),
@@ -782,7 +781,7 @@ def test_another_thread_closes_it_while_an_item_is_opened(
         "aget": lambda: [asyncio.run(source.aget())],
     }
     taken = calls[call]()
-    monkeypatch.setattr(Opening, "when_opened", lambda: None)
+    monkeypatch.undo()
     queue.close()
     assert sorted([*taken, *other]) == ["a", "b", "c"]
     statistics = queue.statistics()
@@ -798,7 +797,7 @@ def test_another_thread_gives_back_what_a_get_would_return(
     out, source, other = queue.get_producer(), queue.get_consumer(), queue.get_consumer()
     out.put_many(["a", Opening("not opened"), "b"])
     out.close()
-    monkeypatch.setattr(Opening, "when_opened", refuse, raising=False)
+    monkeypatch.setattr(Opening, "before", [refuse])
     assert source.get_many(9) == ["a"]
     with pytest.raises(ItemError):
         source.get()

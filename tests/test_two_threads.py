@@ -59,8 +59,11 @@ ITEMS = 8
 put."""
 BOUND = 12
 TAKES = ("get", "next", "get_many", "aget", "aget_many")
-CALLS = [*TAKES, "get_now", "put", "put_many", "close", "close_producer", "fail", "clone"]
-CALLS += ["close_queue", "cancel", "statistics", "explain", "new_producer", "new_consumer"]
+CALLS = (
+    *TAKES,
+    *("get_now", "put", "put_many", "clone", "close", "close_producer", "fail", "close_queue"),
+    *("cancel", "statistics", "explain", "new_producer", "new_consumer"),
+)
 ROUNDS = 60
 STEP = 5
 """Every fifth place of a call is tried, beginning with any of the first five."""
