@@ -194,6 +194,9 @@ UNREACHED = {
     ),
     ("_liveness.py", "_state", 'open(f"/proc/{pid}/stat", "rb")'): "reads the kernel's files",
     ("_liveness.py", "_exit_status", 'open(f"/proc/{pid}/stat", "rb")'): "likewise",
+    ("_runtime.py", "TokenQueue.__init__", "self._some.acquire()"): THREADS,
+    ("_runtime.py", "TokenQueue.acquire", "self._some.acquire(True"): THREADS,
+    ("_runtime.py", "TokenQueue._tell", "self._some.release()"): THREADS,
     ("_shared.py", "SharedCore.watch", 'open(f"{self.address.path}/watcher", "rb")'): (
         "only where tests watch a queue"
     ),
